@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 PIXELS_PER_TOKEN = 32
+MAX_ASPECT = 4
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ def reference_size(height: int, width: int, limits: SizeLimits | None = None) ->
     """The size at which both encoders see a picture of ``height`` x ``width`` pixels.
 
     Sides are multiples of 32, the short one at least ``limits.min_side``, the long one at most ``limits.max_side``.
-    The aspect ratio is kept up to rounding while the limits permit it; a picture longer than
-    ``max_side / min_side`` to 1 is brought to that ratio. The result is a fixed point: given back, it is returned.
+    The aspect ratio is kept up to rounding while the limits permit it; a picture longer than ``max_side / min_side``
+    to 1, or than the format's 4 to 1, is brought to that ratio. The result is a fixed point: given back, it is
+    returned.
 
     Raises:
         ValueError: a side is not positive.
@@ -54,8 +56,9 @@ def reference_size(height: int, width: int, limits: SizeLimits | None = None) ->
     scale = max(1.0, limits.low / min(height, width))
     scale = min(scale, limits.high / max(height, width))
 
-    def side(length: int) -> int:
-        rounded = round(length * scale / PIXELS_PER_TOKEN) * PIXELS_PER_TOKEN
-        return min(max(rounded, limits.low), limits.high)
+    def side(length: int, low: int) -> int:
+        return min(max(round(length * scale / PIXELS_PER_TOKEN) * PIXELS_PER_TOKEN, low), limits.high)
 
-    return side(height), side(width)
+    longest = side(max(height, width), limits.low)
+    low = max(limits.low, math.ceil(longest / MAX_ASPECT / PIXELS_PER_TOKEN) * PIXELS_PER_TOKEN)
+    return side(height, low), side(width, low)

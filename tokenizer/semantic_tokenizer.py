@@ -49,7 +49,7 @@ class SemanticTokenizer(nn.Module):
         """
         return [self.model["vqmodel"](features) for features in self.model["visual"](pixels)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, pictures: Sequence[Image.Image]) -> list[Tensor]:
         """Code grids (H/32, W/32) on the CPU of pictures whose sides are multiples of 32."""
         device = self.model["vqmodel"].quantize.embedding.weight.device

@@ -1,0 +1,78 @@
+"""Causal grouped-query attention in its three uses: a prompt, one new token, packed training rows.
+
+flash-attn serves half-precision tensors on a GPU when it is installed; PyTorch's scaled-dot-product attention
+gives the same results otherwise.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+try:
+    from flash_attn import flash_attn_func, flash_attn_varlen_func
+except ImportError:
+    flash_attn_func = flash_attn_varlen_func = None
+
+
+def flash_serves(query: Tensor) -> bool:
+    """Whether flash-attn is installed and takes this tensor (a GPU, fp16 or bf16)."""
+    return flash_attn_func is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention over whole rows; a token sees itself and what is before it.
+
+    Rows padded on the right need no mask: what is before a token of the row is never padding.
+
+    Args:
+        query: (B, L, heads, head_dim); key, value: (B, L, kv_heads, head_dim).
+
+    Returns:
+        (B, L, heads, head_dim).
+    """
+    if flash_serves(query):
+        return flash_attn_func(query, key, value, causal=True)
+    attended = F.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True, enable_gqa=True
+    )
+    return attended.transpose(1, 2)
+
+
+def packed_causal_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Causal attention within each of the sequences packed in one row.
+
+    Args:
+        query: (1, N, heads, head_dim); key, value: (1, N, kv_heads, head_dim); N = sum of ``lengths``.
+
+    Returns:
+        (1, N, heads, head_dim).
+    """
+    if flash_serves(query):
+        ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=query.device)
+        longest = max(lengths)
+        attended = flash_attn_varlen_func(query[0], key[0], value[0], ends, ends, longest, longest, causal=True)
+        return attended[None]
+    parts = zip(*(tensor.split(list(lengths), dim=1) for tensor in (query, key, value)))
+    return torch.cat([causal_attention(*part) for part in parts], dim=1)
+
+
+def step_attention(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
+    """Attention of one new token a row over the cached ones.
+
+    The query heads that share a key-value head are treated as that head's queries, so nothing is repeated.
+
+    Args:
+        query: (B, heads, head_dim).
+        keys, values: (B, kv_heads, T, head_dim).
+        visible: (B, T) bool, or None when every row sees all T.
+
+    Returns:
+        (B, heads, head_dim).
+    """
+    batch, heads, head_dim = query.shape
+    grouped = query.view(batch, keys.shape[1], heads // keys.shape[1], head_dim)
+    mask = None if visible is None else visible[:, None, None, :]
+    return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).reshape(batch, heads, head_dim)

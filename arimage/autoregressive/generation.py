@@ -1,0 +1,189 @@
+"""Generating the code grids of pictures, several in one batch.
+
+Prompts, references and grids may differ from picture to picture. A picture's tokens depend on its own request
+alone: each has its own random stream, and rows of a batch do not see each other. Inside a grid only codes can be
+drawn; the image end is not drawn at all, since it can only stand after the last cell.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from arimage.autoregressive.cache import KeyValueCache
+from arimage.autoregressive.layout import Grid, Prompt, generated_positions
+from arimage.autoregressive.model import AutoregressiveModel, Rotation
+from arimage.autoregressive.sampling import TokenSampling, draw
+
+FREE = -1
+
+
+@dataclass(frozen=True)
+class TokenRequest:
+    """What to generate for one picture.
+
+    Attributes:
+        prompt: from :func:`arimage.autoregressive.layout.build_prompt`.
+        seed: of the picture's own random stream.
+        fixed: codes of the target grid (h, w) that are given, ``FREE`` (-1) where they are to be generated.
+        unconditional: the prompt without its text, for guidance; with the same grids.
+    """
+
+    prompt: Prompt
+    seed: int
+    fixed: Tensor | None = None
+    unconditional: Prompt | None = None
+
+    def __post_init__(self) -> None:
+        if self.fixed is not None and tuple(self.fixed.shape) != tuple(self.prompt.target):
+            raise ValueError(f"fixed codes have shape {tuple(self.fixed.shape)}, the target is {self.prompt.target}")
+        if self.unconditional is not None and self.unconditional.grids != self.prompt.grids:
+            raise ValueError("the unconditional prompt must ask for the same grids")
+
+
+@dataclass(frozen=True)
+class TokenProgress:
+    """Where a batch stands: tokens generated and wanted, over all its pictures, and the codes so far."""
+
+    done: int
+    total: int
+    _codes: Tensor
+    _requests: Sequence[TokenRequest]
+    _position: int
+
+    def finished_grids(self, picture: int) -> list[Tensor]:
+        """The whole grids that picture ``picture`` has by now (the preview comes first)."""
+        grids, start = [], 0
+        for grid in self._requests[picture].prompt.grids:
+            if start + grid.cells <= self._position:
+                grids.append(self._codes[picture, start : start + grid.cells].cpu().view(tuple(grid)))
+            start += grid.cells
+        return grids
+
+
+def generate_grids(
+    model: AutoregressiveModel,
+    requests: Sequence[TokenRequest],
+    sampling: TokenSampling,
+    codebook_size: int,
+    on_progress: Callable[[TokenProgress], None] | None = None,
+) -> list[list[Tensor]]:
+    """Code grids of every request, in the order of its prompt's grids.
+
+    Args:
+        codebook_size: codes are ``0 .. codebook_size - 1``.
+        on_progress: called after every token of the batch; what it raises ends the generation.
+
+    Returns:
+        For each request its grids, each (h, w) int64 on the CPU.
+
+    Raises:
+        ValueError: guidance is asked for and a request has no unconditional prompt.
+    """
+    if not requests:
+        return []
+    guided = sampling.guidance != 1
+    if guided and any(request.unconditional is None for request in requests):
+        raise ValueError("token guidance needs every request's unconditional prompt")
+    with torch.no_grad():
+        return _Batch(model, requests, sampling, codebook_size, guided).run(on_progress)
+
+
+class _Batch:
+    """The rows of one batch: a row for each picture, then with guidance its unconditional twin."""
+
+    def __init__(
+        self,
+        model: AutoregressiveModel,
+        requests: Sequence[TokenRequest],
+        sampling: TokenSampling,
+        codebook_size: int,
+        guided: bool,
+    ) -> None:
+        self.model, self.requests, self.sampling = model, requests, sampling
+        self.codebook_size, self.guided = codebook_size, guided
+        self.prompts = [request.prompt for request in requests]
+        if guided:
+            self.prompts += [request.unconditional for request in requests if request.unconditional is not None]
+        self.counts = torch.tensor([request.prompt.new_tokens for request in requests])
+        self.steps = int(self.counts.max())
+        device = model.device
+        self.uniform = _stack([_uniform(request) for request in requests], self.steps).to(device)
+        self.fixed = _stack([_fixed(request) for request in requests], self.steps, fill=FREE).to(device)
+        self.any_fixed = (self.fixed >= 0).any(dim=0).tolist()
+        self.codes = torch.zeros(len(requests), self.steps, dtype=torch.long, device=device)
+
+    def run(self, on_progress: Callable[[TokenProgress], None] | None) -> list[list[Tensor]]:
+        model = self.model
+        longest = max(len(prompt.tokens) for prompt in self.prompts)
+        cache = KeyValueCache(model.config, len(self.prompts), longest + self.steps, model.device, model.dtype)
+        hidden = self._prefill(cache, longest)
+        cos, sin = self._rotations()
+        pictures = torch.arange(len(self.requests))
+        total = int(self.counts.sum())
+        for position in range(self.steps):
+            live = pictures[self.counts[pictures] > position]
+            if len(live) < len(pictures):
+                rows = torch.isin(pictures, live).nonzero()[:, 0]
+                rows = torch.cat([rows, rows + len(pictures)]) if self.guided else rows
+                cache.keep(rows.to(model.device))
+                cos, sin, hidden = cos[rows], sin[rows], hidden[rows]
+                pictures = live
+            tokens = self._choose(hidden, pictures, position)
+            self.codes[pictures, position] = tokens
+            if on_progress is not None:
+                done = int(self.counts.clamp(max=position + 1).sum())
+                on_progress(TokenProgress(done, total, self.codes, self.requests, position + 1))
+            if position + 1 < self.steps:
+                tokens = tokens.repeat(2) if self.guided else tokens
+                by = cos[:, position : position + 1], sin[:, position : position + 1]
+                hidden = model.step(tokens, by, cache)
+        return [_cut(codes, request.prompt.grids) for codes, request in zip(self.codes.cpu(), self.requests)]
+
+    def _prefill(self, cache: KeyValueCache, longest: int) -> Tensor:
+        device = self.model.device
+        tokens = _stack([prompt.tokens for prompt in self.prompts], longest).to(device)
+        positions = _stack([prompt.positions.T for prompt in self.prompts], longest).permute(2, 0, 1).to(device)
+        lengths = torch.tensor([len(prompt.tokens) for prompt in self.prompts])
+        return self.model.prefill(tokens, positions, lengths, cache)
+
+    def _rotations(self) -> Rotation:
+        positions = [generated_positions(prompt).T for prompt in self.prompts]
+        return self.model.rotation(_stack(positions, self.steps + 1).permute(2, 0, 1))
+
+    def _choose(self, hidden: Tensor, pictures: Tensor, position: int) -> Tensor:
+        scores = self.model.scores(hidden, self.codebook_size).float()
+        if self.guided:
+            conditional, unconditional = scores.chunk(2)
+            scores = unconditional + self.sampling.guidance * (conditional - unconditional)
+        tokens = draw(scores, self.uniform[pictures, position], self.sampling)
+        if self.any_fixed[position]:
+            given = self.fixed[pictures, position]
+            tokens = torch.where(given >= 0, given, tokens)
+        return tokens
+
+
+def _uniform(request: TokenRequest) -> Tensor:
+    stream = torch.Generator().manual_seed(request.seed)
+    return torch.rand(request.prompt.new_tokens, generator=stream)
+
+
+def _fixed(request: TokenRequest) -> Tensor:
+    fixed = torch.full((request.prompt.new_tokens,), FREE)
+    if request.fixed is not None:
+        fixed[-request.prompt.target.cells :] = request.fixed.reshape(-1)
+    return fixed
+
+
+def _stack(rows: Sequence[Tensor], length: int, fill: int = 0) -> Tensor:
+    """Rows padded on the right to one length: (B, length, ...)."""
+    stacked = rows[0].new_full((len(rows), length, *rows[0].shape[1:]), fill)
+    for row, values in zip(stacked, rows):
+        row[: len(values)] = values
+    return stacked
+
+
+def _cut(codes: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+    cells = [grid.cells for grid in grids]
+    return [part.view(tuple(grid)).clone() for part, grid in zip(codes[: sum(cells)].split(cells), grids)]

@@ -1,0 +1,225 @@
+"""The GLM text model with vision words, and its head over them.
+
+Parameter names are the checkpoint's (``model.language_model.*`` and ``lm_head.weight`` of
+``vision_language_encoder``). Three ways in: :meth:`AutoregressiveModel.forward` for training,
+:meth:`~AutoregressiveModel.prefill` for prompts and :meth:`~AutoregressiveModel.step` for one token more.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from arimage.autoregressive.attention import causal_attention, packed_causal_attention, step_attention
+from arimage.autoregressive.cache import KeyValueCache
+from arimage.autoregressive.config import TextModelConfig
+
+Rotation = tuple[Tensor, Tensor]
+
+
+def rotation(positions: Tensor, config: TextModelConfig, dtype: torch.dtype) -> Rotation:
+    """Cosines and sines of 3-D positions.
+
+    The frequencies of the rotated part of a head are shared out between the t, h and w axes by ``mrope_section``.
+
+    Args:
+        positions: (3, B, L).
+
+    Returns:
+        Two tensors (B, L, 1, rotary_dim), computed in fp32 and given in ``dtype``.
+    """
+    rotary = 2 * sum(config.mrope_section)
+    exponents = torch.arange(0, rotary, 2, device=positions.device, dtype=torch.float32) / rotary
+    angles = positions[..., None].float() * (1.0 / config.rope_theta**exponents)
+    by_axis = [axis[i] for i, axis in enumerate(angles.split(list(config.mrope_section), dim=-1))]
+    angles = torch.cat(by_axis * 2, dim=-1)[:, :, None]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(heads: Tensor, by: Rotation) -> Tensor:
+    """Rotate the first ``rotary_dim`` entries of (B, L, heads, head_dim), first half against second half."""
+    cos, sin = by
+    turned, kept = heads[..., : cos.shape[-1]], heads[..., cos.shape[-1] :]
+    first, second = turned.chunk(2, dim=-1)
+    return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, kept], dim=-1)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TextModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        queries = config.num_attention_heads * config.head_dim
+        shared = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, shared, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, shared, bias=config.attention_bias)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+
+    def project(self, hidden: Tensor, by: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values: each (B, L, heads, head_dim)."""
+        query, key, value = (
+            linear(hidden).unflatten(-1, (-1, self.head_dim)) for linear in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return rotate(query, by), rotate(key, by), value
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: TextModelConfig) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
+        return self.down_proj(up * F.silu(gate))
+
+
+class Layer(nn.Module):
+    """GLM-4's block: a norm before and one after each of attention and feed-forward."""
+
+    def __init__(self, config: TextModelConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = FeedForward(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_self_attn_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_mlp_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        by: Rotation,
+        lengths: Sequence[int] | None,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        query, key, value = self.self_attn.project(self.input_layernorm(hidden), by)
+        if cache is not None:
+            cache.fill(layer, key, value)
+        if lengths is None:
+            attended = causal_attention(query, key, value)
+        else:
+            attended = packed_causal_attention(query, key, value, lengths)
+        return self._finish(hidden, attended)
+
+    def step(self, hidden: Tensor, by: Rotation, cache: KeyValueCache, layer: int, visible: Tensor | None) -> Tensor:
+        """One token a row: (B, 1, hidden)."""
+        query, key, value = self.self_attn.project(self.input_layernorm(hidden), by)
+        keys, values = cache.append(layer, key[:, 0], value[:, 0])
+        return self._finish(hidden, step_attention(query[:, 0], keys, values, visible)[:, None])
+
+    def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        hidden = hidden + self.post_self_attn_layernorm(self.self_attn.o_proj(attended.flatten(2)))
+        return hidden + self.post_mlp_layernorm(self.mlp(self.post_attention_layernorm(hidden)))
+
+
+class TextModel(nn.Module):
+    def __init__(self, config: TextModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class AutoregressiveModel(nn.Module):
+    """Token ids and 3-D positions to scores of vision words.
+
+    ``gradient_checkpointing`` trades time for memory in training.
+    """
+
+    def __init__(self, config: TextModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = nn.ModuleDict({"language_model": TextModel(config)})
+        self.lm_head = nn.Linear(config.hidden_size, config.vision_vocab_size, bias=False)
+        self.gradient_checkpointing = False
+
+    @property
+    def text_model(self) -> TextModel:
+        return cast(TextModel, self.model["language_model"])
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.weight.dtype
+
+    def forward(self, tokens: Tensor, positions: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """Hidden states after the last norm.
+
+        Args:
+            tokens: (B, L). Rows may be padded on the right: padding does not reach what is before it.
+            positions: (3, B, L).
+            lengths: when B is 1, the lengths of the sequences packed in the row; they do not see each other.
+
+        Returns:
+            (B, L, hidden); :meth:`scores` turns them into logits.
+        """
+        hidden = self.text_model.embed_tokens(tokens)
+        by = self.rotation(positions)
+        for layer in self.text_model.layers:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(layer, hidden, by, lengths, use_reentrant=False)
+            else:
+                hidden = layer(hidden, by, lengths)
+        return self.text_model.norm(hidden)
+
+    def rotation(self, positions: Tensor) -> Rotation:
+        """Rotary cosines and sines of (3, B, L) positions for this model."""
+        return rotation(positions.to(self.device), self.config, self.dtype)
+
+    def scores(self, hidden: Tensor, words: int | None = None) -> Tensor:
+        """Logits of the first ``words`` vision words (all by default): (..., hidden) -> (..., words)."""
+        return F.linear(hidden, self.lm_head.weight[:words])
+
+    def prefill(self, tokens: Tensor, positions: Tensor, lengths: Tensor, cache: KeyValueCache) -> Tensor:
+        """Read prompts into the cache.
+
+        Args:
+            tokens: (B, L), padded on the right.
+            positions: (3, B, L).
+            lengths: (B,) tokens of each prompt.
+
+        Returns:
+            The hidden state of each prompt's last token, (B, hidden).
+        """
+        hidden = self.text_model.embed_tokens(tokens)
+        by = self.rotation(positions)
+        for index, layer in enumerate(self.text_model.layers):
+            hidden = layer(hidden, by, None, cache, index)
+        cache.filled(lengths)
+        last = hidden[torch.arange(len(hidden), device=hidden.device), lengths.to(hidden.device) - 1]
+        return self.text_model.norm(last)
+
+    def step(self, tokens: Tensor, by: Rotation, cache: KeyValueCache) -> Tensor:
+        """One token more for every row.
+
+        Args:
+            tokens: (B,).
+            by: the tokens' rotation, (B, 1, 1, rotary_dim) each.
+
+        Returns:
+            (B, hidden).
+        """
+        hidden = self.text_model.embed_tokens(tokens)[:, None]
+        visible = cache.visible()
+        for index, layer in enumerate(self.text_model.layers):
+            hidden = layer.step(hidden, by, cache, index, visible)
+        cache.advance()
+        return self.text_model.norm(hidden[:, 0])

@@ -1,0 +1,276 @@
+"""The autoregressive model against the unmodified reference, and generation's own promises."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from arimage.autoregressive import attention
+from arimage.autoregressive.cache import KeyValueCache
+from arimage.autoregressive.generation import FREE, TokenRequest, generate_grids
+from arimage.autoregressive.layout import Grid, build_prompt, generated_positions, training_sequence
+from arimage.autoregressive.sampling import TokenSampling, draw
+from tests.tiny import CODES, SHAPES, VISION_WORDS, VOCABULARY, random_codes, tiny_autoregressive, tiny_language_encoder
+
+GREEDY = TokenSampling(temperature=0)
+
+
+def prompt(text="a red fox", target=Grid(2, 3), references=(), **options):
+    return build_prompt(VOCABULARY, text, target, references, **options)
+
+
+def relative(ours, theirs):
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def reference_inputs(prompt, references=()):
+    grids = [*[tuple(codes.shape) for codes in references], *reversed(prompt.grids)]
+    return {
+        "input_ids": prompt.tokens[None],
+        "attention_mask": torch.ones_like(prompt.tokens)[None],
+        "image_grid_thw": torch.tensor([[1, *grid] for grid in grids]),
+        "images_per_sample": torch.tensor([len(grids)]),
+    }
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("sizes", [[], [(3, 2), (2, 5)]])
+def test_logits_are_the_references_in_prefill_and_step_by_step(shape, seed, sizes):
+    reference, model, _ = tiny_language_encoder(shape, seed)
+    references = [random_codes(*size, seed=i) for i, size in enumerate(sizes)]
+    start = prompt(references=references)
+    codes = torch.randint(CODES, (start.new_tokens,), generator=torch.Generator().manual_seed(seed))
+    inputs = reference_inputs(start, references)
+    cache = KeyValueCache(model.config, 1, len(start.tokens) + len(codes), model.device, model.dtype)
+    cos, sin = model.rotation(generated_positions(start)[:, None])
+    with torch.no_grad():
+        theirs = reference(**inputs, use_cache=True)
+        ours = model.prefill(start.tokens[None], start.positions[:, None], torch.tensor([len(start.tokens)]), cache)
+        assert relative(model.scores(ours), theirs.logits[:, -1]) < 1e-4
+        for i, code in enumerate(codes):
+            theirs = reference(
+                input_ids=code.view(1, 1), past_key_values=theirs.past_key_values, use_cache=True,
+                **{name: inputs[name] for name in ("image_grid_thw", "images_per_sample")},
+            )  # fmt: skip
+            ours = model.step(code.view(1), (cos[:, i : i + 1], sin[:, i : i + 1]), cache)
+            assert relative(model.scores(ours), theirs.logits[:, -1]) < 1e-4
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("sizes", [[], [(3, 2)]])
+def test_greedy_tokens_are_the_references_over_a_whole_picture(shape, seed, sizes):
+    """The reference is kept from drawing special tokens, which ours cannot."""
+    reference, model, _ = tiny_language_encoder(shape, seed)
+    references = [random_codes(*size, seed=i) for i, size in enumerate(sizes)]
+    start = prompt(target=Grid(6, 5), references=references)
+    output = reference.generate(
+        **reference_inputs(start, references),
+        max_new_tokens=start.new_tokens,
+        do_sample=False,
+        suppress_tokens=list(range(CODES, VISION_WORDS)),
+    )
+    theirs = output[0, len(start.tokens) :]
+    ours = generate_grids(model, [TokenRequest(start, seed=0)], GREEDY, CODES)[0]
+    assert torch.equal(torch.cat([grid.flatten() for grid in ours]), theirs)
+    assert len(theirs.unique()) > 3
+
+
+def test_teacher_forced_scores_are_those_of_generation():
+    model = tiny_autoregressive()
+    start = prompt(target=Grid(3, 3))
+    sequence = training_sequence(start, [random_codes(*grid, seed=4) for grid in start.grids], VOCABULARY)
+    forced = model.scores(model(sequence.tokens[None], sequence.positions[:, None]))[0]
+    cache = KeyValueCache(model.config, 1, len(sequence.tokens), model.device, model.dtype)
+    with torch.no_grad():
+        hidden = model.prefill(start.tokens[None], start.positions[:, None], torch.tensor([len(start.tokens)]), cache)
+        cos, sin = model.rotation(generated_positions(start)[:, None])
+        for i, token in enumerate(sequence.tokens[len(start.tokens) :]):
+            assert torch.allclose(model.scores(hidden)[0], forced[len(start.tokens) - 1 + i], atol=1e-4)
+            hidden = model.step(token.view(1), (cos[:, i : i + 1], sin[:, i : i + 1]), cache)
+
+
+def test_packed_sequences_do_not_see_each_other():
+    model = tiny_autoregressive()
+    parts = [training_sequence(p, [random_codes(*g) for g in p.grids], VOCABULARY) for p in (prompt(), prompt("x"))]
+    packed = model(
+        torch.cat([part.tokens for part in parts])[None],
+        torch.cat([part.positions for part in parts], dim=1)[:, None],
+        [len(part.tokens) for part in parts],
+    )
+    alone = [model(part.tokens[None], part.positions[:, None]) for part in parts]
+    assert torch.allclose(packed, torch.cat(alone, dim=1), atol=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_autoregressive().train()
+        model.gradient_checkpointing = checkpointing
+        start = prompt()
+        model.scores(model(start.tokens[None], start.positions[:, None])).square().mean().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, recomputed in zip(*gradients):
+        assert torch.allclose(plain, recomputed, atol=1e-7)
+
+
+def unequal_requests():
+    """Different texts, targets, numbers and sizes of references."""
+    prompts = [
+        prompt("a red fox", Grid(2, 3)),
+        prompt("two", Grid(4, 2), [random_codes(3, 2)]),
+        prompt("a long sentence about a blue house on a hill", Grid(3, 3), [random_codes(1, 4), random_codes(2, 2)]),
+        prompt("", Grid(1, 1)),
+    ]
+    return [
+        TokenRequest(p, seed=10 + i, unconditional=dataclasses.replace(prompt("", p.target, preview=len(p.grids) == 2)))
+        for i, p in enumerate(prompts)
+    ]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [TokenSampling(), GREEDY, TokenSampling(guidance=3.0), TokenSampling(1.3, top_p=1.0, top_k=7, min_p=0.05)],
+)
+def test_a_picture_does_not_depend_on_its_batch_neighbours_or_the_global_stream(sampling):
+    model = tiny_autoregressive()
+    requests = unequal_requests()
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    together = generate_grids(model, requests, sampling, CODES)
+    assert torch.equal(torch.get_rng_state(), state)
+    for request, grids in zip(requests, together):
+        torch.manual_seed(request.seed)
+        alone = generate_grids(model, [request], sampling, CODES)[0]
+        assert all(torch.equal(a, b) for a, b in zip(alone, grids))
+
+
+def test_a_grid_is_always_whole():
+    """Codes only, as many as the grid has cells, even when the model would rather end or write specials."""
+    model = tiny_autoregressive()
+    with torch.no_grad():
+        model.lm_head.weight[CODES:] *= 50
+    for request, grids in zip(unequal_requests(), generate_grids(model, unequal_requests(), TokenSampling(), CODES)):
+        assert [tuple(grid.shape) for grid in grids] == [tuple(grid) for grid in request.prompt.grids]
+        assert all(0 <= int(grid.min()) and int(grid.max()) < CODES for grid in grids)
+
+
+def test_different_seeds_give_different_pictures():
+    model = tiny_autoregressive(std=0.03)
+    first, second = (generate_grids(model, [TokenRequest(prompt(), seed)], TokenSampling(), CODES)[0] for seed in (1, 2))
+    assert not torch.equal(first[0], second[0])
+
+
+def test_given_codes_are_kept_and_the_rest_is_generated():
+    model = tiny_autoregressive(std=0.03)
+    start = prompt(target=Grid(4, 4), references=[random_codes(4, 4)])
+    fixed = torch.full((4, 4), FREE)
+    fixed[:2] = random_codes(2, 4, seed=8)
+    grid = generate_grids(model, [TokenRequest(start, 0, fixed)], TokenSampling(), CODES)[0][-1]
+    free = generate_grids(model, [TokenRequest(start, 0)], TokenSampling(), CODES)[0][-1]
+    assert torch.equal(grid[:2], fixed[:2])
+    assert not torch.equal(free[:2], fixed[:2])
+
+
+def test_guidance_moves_tokens_towards_the_prompt():
+    """At a large scale the drawn tokens are those that the prompt raises most over the empty prompt."""
+    model = tiny_autoregressive()
+    start, empty = prompt(target=Grid(1, 1), preview=False), prompt("", Grid(1, 1), preview=False)
+    with torch.no_grad():
+        lift = [model.scores(model(p.tokens[None], p.positions[:, None])[:, -1], CODES)[0] for p in (start, empty)]
+    wanted = (lift[1] + 1e4 * (lift[0] - lift[1])).argmax()
+    request = TokenRequest(start, 0, unconditional=empty)
+    grid = generate_grids(model, [request], TokenSampling(temperature=0, guidance=1e4), CODES)[0][0]
+    assert int(grid) == int(wanted)
+
+
+def test_progress_counts_every_token_and_shows_the_preview():
+    seen = []
+    requests = unequal_requests()
+    grids = generate_grids(
+        tiny_autoregressive(), requests, TokenSampling(), CODES,
+        lambda progress: seen.append((progress.done, progress.total, progress.finished_grids(0))),
+    )  # fmt: skip
+    total = sum(request.prompt.new_tokens for request in requests)
+    assert seen[-1][:2] == (total, total)
+    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
+    cells = requests[0].prompt.grids[0].cells
+    assert seen[cells - 2][2] == []
+    assert torch.equal(seen[cells - 1][2][0], grids[0][0])
+
+
+def test_a_callback_can_stop_the_generation():
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate_grids(tiny_autoregressive(), unequal_requests(), TokenSampling(), CODES, stop)
+
+
+def test_no_requests_give_no_grids():
+    assert generate_grids(tiny_autoregressive(), [], TokenSampling(), CODES) == []
+
+
+def test_guidance_without_an_unconditional_prompt_is_refused():
+    with pytest.raises(ValueError, match="unconditional"):
+        generate_grids(tiny_autoregressive(), [TokenRequest(prompt(), 0)], TokenSampling(guidance=2), CODES)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": -2}, {"min_p": 1}, {"guidance": -1}]
+)
+def test_sampling_settings_out_of_range_are_refused(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        TokenSampling(**setting)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [TokenSampling(), TokenSampling(0.7, 0.5), TokenSampling(1.0, 1.0, 5), TokenSampling(1.2, 0.9, 20, 0.1),
+     TokenSampling(1.0, 1.0, 0, 0.3)],
+)  # fmt: skip
+def test_draws_follow_the_distribution_that_the_usual_filters_leave(sampling):
+    """The filtered distribution is that of transformers' logits warpers."""
+    from transformers import generation
+
+    scores = torch.randn(1, 40, generator=torch.Generator().manual_seed(0)) * 2
+    wanted = generation.TemperatureLogitsWarper(sampling.temperature)(None, scores)
+    if sampling.top_k:
+        wanted = generation.TopKLogitsWarper(sampling.top_k)(None, wanted)
+    if sampling.top_p < 1:
+        wanted = generation.TopPLogitsWarper(sampling.top_p)(None, wanted)
+    if sampling.min_p:
+        wanted = generation.MinPLogitsWarper(sampling.min_p)(None, wanted)
+    wanted = wanted.softmax(-1)[0]
+    draws = 20000
+    uniform = (torch.arange(draws) + 0.5) / draws
+    counts = torch.bincount(draw(scores.expand(draws, -1), uniform, sampling), minlength=40) / draws
+    assert torch.allclose(counts, wanted, atol=2e-4)
+
+
+def test_flash_attention_gets_the_same_rows(monkeypatch):
+    """The kernels' documented contracts, played by plain attention, give what the fallback gives."""
+
+    def plain(query, key, value, causal):
+        assert causal
+        key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], dim=2) for x in (key, value))
+        scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        return torch.einsum("bhqk,bkhd->bqhd", scores.masked_fill(future, -torch.inf).softmax(-1), value)
+
+    def varlen(query, key, value, ends, key_ends, longest, longest_key, causal):
+        parts = [
+            plain(query[None, a:b], key[None, a:b], value[None, a:b], causal)[0] for a, b in zip(ends[:-1], ends[1:])
+        ]
+        return torch.cat(parts)
+
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 7, heads, 8, generator=generator) for heads in (4, 2, 2))
+    whole = attention.causal_attention(query, key, value)
+    packed = attention.packed_causal_attention(query, key, value, [3, 4])
+    monkeypatch.setattr(attention, "flash_attn_func", plain)
+    monkeypatch.setattr(attention, "flash_attn_varlen_func", varlen)
+    monkeypatch.setattr(attention, "flash_serves", lambda query: True)
+    assert torch.allclose(attention.causal_attention(query, key, value), whole, atol=1e-6)
+    assert torch.allclose(attention.packed_causal_attention(query, key, value, [3, 4]), packed, atol=1e-6)
