@@ -1,6 +1,7 @@
 """The autoregressive model against the unmodified reference, and generation's own promises."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -153,12 +154,14 @@ def test_a_grid_is_always_whole():
         model.lm_head.weight[CODES:] *= 50
     for request, grids in zip(unequal_requests(), generate_grids(model, unequal_requests(), TokenSampling(), CODES)):
         assert [tuple(grid.shape) for grid in grids] == [tuple(grid) for grid in request.prompt.grids]
-        assert all(0 <= int(grid.min()) and int(grid.max()) < CODES for grid in grids)
+        assert all(int(grid.min()) >= 0 and int(grid.max()) < CODES for grid in grids)
 
 
 def test_different_seeds_give_different_pictures():
     model = tiny_autoregressive(std=0.03)
-    first, second = (generate_grids(model, [TokenRequest(prompt(), seed)], TokenSampling(), CODES)[0] for seed in (1, 2))
+    first, second = (
+        generate_grids(model, [TokenRequest(prompt(), seed)], TokenSampling(), CODES)[0] for seed in (1, 2)
+    )
     assert not torch.equal(first[0], second[0])
 
 
@@ -261,7 +264,7 @@ def test_flash_attention_gets_the_same_rows(monkeypatch):
 
     def varlen(query, key, value, ends, key_ends, longest, longest_key, causal):
         parts = [
-            plain(query[None, a:b], key[None, a:b], value[None, a:b], causal)[0] for a, b in zip(ends[:-1], ends[1:])
+            plain(query[None, a:b], key[None, a:b], value[None, a:b], causal)[0] for a, b in itertools.pairwise(ends)
         ]
         return torch.cat(parts)
 

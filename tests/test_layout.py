@@ -18,7 +18,9 @@ from arimage.autoregressive.layout import (
 from tests.tiny import CODES, IMAGE_PLACEHOLDER, SHAPES, VISION_WORDS, VOCABULARY, random_codes, tiny_language_encoder
 
 grids = st.builds(Grid, st.integers(1, 12), st.integers(1, 12))
-control_spellings = st.sampled_from(["<sop>", "<eop>", "<|image|>", "<|dit_token_3|>", "<|dit_token_16384|>", "[gMASK]"])
+control_spellings = st.sampled_from(
+    ["<sop>", "<eop>", "<|image|>", "<|dit_token_3|>", "<|dit_token_16384|>", "[gMASK]"]
+)
 prompts = st.lists(st.one_of(st.text(max_size=20), control_spellings), max_size=4).map(" ".join)
 
 
@@ -105,7 +107,9 @@ def test_sizes_off_the_grid_are_refused(size):
         target_grid(*size)
 
 
-@pytest.mark.parametrize("codes", [torch.full((2, 2), CODES), torch.full((2, 2), -1), torch.zeros(4), torch.zeros(0, 3)])
+@pytest.mark.parametrize(
+    "codes", [torch.full((2, 2), CODES), torch.full((2, 2), -1), torch.zeros(4), torch.zeros(0, 3)]
+)
 def test_references_that_are_not_code_grids_are_refused(codes):
     with pytest.raises(ValueError, match="code"):
         build_prompt(VOCABULARY, "x", Grid(2, 2), [codes])

@@ -1,5 +1,7 @@
 """The semantic tokenizer against the unmodified reference, and the size rule."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -60,7 +62,7 @@ def test_flash_attention_gets_the_same_segments(monkeypatch):
         assert torch.equal(ends, key_ends)
         assert longest == longest_key
         parts = []
-        for start, end in zip(ends[:-1], ends[1:]):
+        for start, end in itertools.pairwise(ends):
             q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
             weights = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)
             parts.append((weights @ v).transpose(0, 1))

@@ -19,9 +19,7 @@ except ImportError:
 
 def flash_serves(query: Tensor) -> bool:
     """Whether flash-attn is installed and takes this tensor (a GPU, fp16 or bf16)."""
-    return (
-        flash_attn_varlen_func is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
-    )
+    return flash_attn_varlen_func is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:

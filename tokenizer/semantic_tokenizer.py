@@ -31,12 +31,21 @@ def half_size_pixels(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(half)).permute(2, 0, 1).float() / 127.5 - 1
 
 
+class EncoderAndQuantizer(nn.Module):
+    """The names under which the checkpoint keeps the two parts."""
+
+    def __init__(self, vision: VisionEncoderConfig, quantizer: QuantizerConfig) -> None:
+        super().__init__()
+        self.visual = VisionEncoder(vision)
+        self.vqmodel = VectorQuantizer(quantizer)
+
+
 class SemanticTokenizer(nn.Module):
     """The vision encoder and the quantiser of a checkpoint."""
 
     def __init__(self, vision: VisionEncoderConfig, quantizer: QuantizerConfig) -> None:
         super().__init__()
-        self.model = nn.ModuleDict({"visual": VisionEncoder(vision), "vqmodel": VectorQuantizer(quantizer)})
+        self.model = EncoderAndQuantizer(vision, quantizer)
 
     def forward(self, pixels: Sequence[Tensor]) -> list[Tensor]:
         """Codes of half-size pictures, packed in one call.
@@ -47,10 +56,10 @@ class SemanticTokenizer(nn.Module):
         Returns:
             For each picture its code grid, (h, w), int64.
         """
-        return [self.model["vqmodel"](features) for features in self.model["visual"](pixels)]
+        return [self.model.vqmodel(features) for features in self.model.visual(pixels)]
 
     @torch.no_grad()
     def encode(self, pictures: Sequence[Image.Image]) -> list[Tensor]:
         """Code grids (H/32, W/32) on the CPU of pictures whose sides are multiples of 32."""
-        device = self.model["vqmodel"].quantize.embedding.weight.device
+        device = self.model.vqmodel.quantize.embedding.weight.device
         return [codes.cpu() for codes in self([half_size_pixels(picture).to(device) for picture in pictures])]

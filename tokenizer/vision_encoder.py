@@ -109,9 +109,7 @@ class VisionEncoder(nn.Module):
         )
         for block in self.blocks:
             hidden = block(hidden, lengths)
-        return [
-            features.transpose(0, 1).unflatten(1, grid) for features, grid in zip(hidden.split(lengths), grids)
-        ]
+        return [features.transpose(0, 1).unflatten(1, grid) for features, grid in zip(hidden.split(lengths), grids)]
 
     def _grid(self, picture: Tensor) -> GridSize:
         patch = self.config.patch_size

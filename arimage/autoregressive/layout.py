@@ -191,7 +191,7 @@ def training_sequence(prompt: Prompt, codes: Sequence[Tensor], vocabulary: Vocab
     if tuple(tuple(grid.shape) for grid in codes) != tuple(tuple(grid) for grid in prompt.grids):
         raise ValueError(f"the prompt asks for grids {prompt.grids}, got {[tuple(grid.shape) for grid in codes]}")
     sequence = _Sequence(prompt.next_position)
-    regions = []
+    regions: list[Tensor] = []
     for grid, grid_codes in zip(prompt.grids, codes):
         _check_codes(grid_codes, vocabulary.codebook_size)
         sequence.image(grid, grid_codes)

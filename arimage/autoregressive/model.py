@@ -135,6 +135,14 @@ class TextModel(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
+class LanguageModel(nn.Module):
+    """The name under which the checkpoint keeps the text model."""
+
+    def __init__(self, config: TextModelConfig) -> None:
+        super().__init__()
+        self.language_model = TextModel(config)
+
+
 class AutoregressiveModel(nn.Module):
     """Token ids and 3-D positions to scores of vision words.
 
@@ -144,13 +152,9 @@ class AutoregressiveModel(nn.Module):
     def __init__(self, config: TextModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.model = nn.ModuleDict({"language_model": TextModel(config)})
+        self.model = LanguageModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vision_vocab_size, bias=False)
         self.gradient_checkpointing = False
-
-    @property
-    def text_model(self) -> TextModel:
-        return cast(TextModel, self.model["language_model"])
 
     @property
     def device(self) -> torch.device:
@@ -171,14 +175,14 @@ class AutoregressiveModel(nn.Module):
         Returns:
             (B, L, hidden); :meth:`scores` turns them into logits.
         """
-        hidden = self.text_model.embed_tokens(tokens)
+        hidden = self.model.language_model.embed_tokens(tokens)
         by = self.rotation(positions)
-        for layer in self.text_model.layers:
+        for layer in self.model.language_model.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(layer, hidden, by, lengths, use_reentrant=False)
             else:
                 hidden = layer(hidden, by, lengths)
-        return self.text_model.norm(hidden)
+        return self.model.language_model.norm(hidden)
 
     def rotation(self, positions: Tensor) -> Rotation:
         """Rotary cosines and sines of (3, B, L) positions for this model."""
@@ -199,13 +203,13 @@ class AutoregressiveModel(nn.Module):
         Returns:
             The hidden state of each prompt's last token, (B, hidden).
         """
-        hidden = self.text_model.embed_tokens(tokens)
+        hidden = self.model.language_model.embed_tokens(tokens)
         by = self.rotation(positions)
-        for index, layer in enumerate(self.text_model.layers):
+        for index, layer in enumerate(self.model.language_model.layers):
             hidden = layer(hidden, by, None, cache, index)
         cache.filled(lengths)
         last = hidden[torch.arange(len(hidden), device=hidden.device), lengths.to(hidden.device) - 1]
-        return self.text_model.norm(last)
+        return self.model.language_model.norm(last)
 
     def step(self, tokens: Tensor, by: Rotation, cache: KeyValueCache) -> Tensor:
         """One token more for every row.
@@ -217,9 +221,9 @@ class AutoregressiveModel(nn.Module):
         Returns:
             (B, hidden).
         """
-        hidden = self.text_model.embed_tokens(tokens)[:, None]
+        hidden = self.model.language_model.embed_tokens(tokens)[:, None]
         visible = cache.visible()
-        for index, layer in enumerate(self.text_model.layers):
-            hidden = layer.step(hidden, by, cache, index, visible)
+        for index, layer in enumerate(self.model.language_model.layers):
+            hidden = cast(Layer, layer).step(hidden, by, cache, index, visible)
         cache.advance()
-        return self.text_model.norm(hidden[:, 0])
+        return self.model.language_model.norm(hidden[:, 0])

@@ -1,0 +1,388 @@
+"""Requests to pictures: references, visual tokens, diffusion, pixels.
+
+:class:`Engine` runs any mixture of requests (texts, sizes, references, masks) stage by stage, so that each network
+is needed once and tokens of several pictures are generated in one batch. What a picture looks like depends on its
+own request and the settings alone.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from arimage.autoregressive.generation import FREE, TokenProgress, TokenRequest, generate_grids
+from arimage.autoregressive.layout import Prompt, build_prompt, target_grid
+from arimage.autoregressive.sampling import TokenSampling
+from arimage.autoregressive.vocabulary import Vocabulary
+from arimage.masks import EditMask
+from arimage.networks import Networks
+from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder, Reference
+from decoder.glyph import quoted_texts
+from decoder.sampler import KnownRegion, StepState
+from tokenizer.image_size import SizeLimits, reference_size
+
+TOKEN_BATCH = 16
+PREVIEW_STEPS = 6
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """One picture to make.
+
+    Attributes:
+        prompt: the text; its quoted parts are also rendered as glyphs.
+        size: (height, width) at which the networks work, multiples of 32.
+        seed: of this picture, 0 <= seed < 2**63.
+        references: RGB pictures that the prompt refers to, any sizes.
+        canvas: RGB picture whose protected parts are kept, or that ``strength`` starts from; any size.
+        mask: where the canvas may change, at the canvas's own size.
+        output_size: (height, width) of the finished picture; ``size`` when None.
+    """
+
+    prompt: str
+    size: tuple[int, int]
+    seed: int
+    references: tuple[Image.Image, ...] = ()
+    canvas: Image.Image | None = None
+    mask: EditMask | None = None
+    output_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        target_grid(*self.size)
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must lie in 0..2**63-1, got {self.seed}")
+        if self.mask is not None and self.canvas is None:
+            raise ValueError("a mask needs the canvas that it protects")
+        if self.mask is not None and self.canvas is not None:
+            mask_size = self.mask.editable.shape[::-1]
+            if mask_size != self.canvas.size:
+                raise ValueError(f"the mask is {mask_size} pixels, its canvas {self.canvas.size}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pictures are made.
+
+    Attributes:
+        steps: diffusion steps, at least 1.
+        guidance: classifier-free guidance of the decoder, at least 1 (1 is none).
+        guidance_interval: the noise levels (0..1) between which the decoder is guided.
+        dynamic_thresholding: percentile in (0, 1] to which clean estimates are clipped, or None.
+        strength: in (0, 1]; below 1 the diffusion starts from the noised canvas.
+        negative_text: glyph text to keep away from.
+        tokens: how visual tokens are drawn.
+    """
+
+    steps: int = 50
+    guidance: float = 1.5
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    dynamic_thresholding: float | None = None
+    strength: float = 1.0
+    negative_text: str = ""
+    tokens: TokenSampling = field(default_factory=TokenSampling)
+
+    def __post_init__(self) -> None:
+        self.decoder()
+
+    def decoder(self) -> DecoderSettings:
+        """The decoder's part of the settings.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        return DecoderSettings(
+            steps=self.steps,
+            guidance=self.guidance,
+            guidance_interval=self.guidance_interval,
+            dynamic_thresholding=self.dynamic_thresholding,
+            strength=self.strength,
+        )
+
+
+@dataclass(frozen=True)
+class EngineImage:
+    """A finished picture and the grids behind it.
+
+    Attributes:
+        image: RGB.
+        tokens: (h, w) visual tokens that were rendered.
+        preview_tokens: the preview grid, or None when there was none.
+    """
+
+    image: Image.Image
+    tokens: Tensor
+    preview_tokens: Tensor | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a call stands: ``done`` of ``total`` tokens, or diffusion steps, over all its pictures."""
+
+    stage: Literal["tokens", "diffusion"]
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A cheap look at a picture under way.
+
+    Attributes:
+        picture: index of the request.
+        kind: ``grid`` for the preview grid, ``estimate`` for the decoder's current clean estimate.
+        image: RGB, smaller than the finished picture.
+    """
+
+    picture: int
+    kind: Literal["grid", "estimate"]
+    image: Image.Image
+
+
+SourceKey = tuple[int, tuple[int, int]]
+Sources = dict[SourceKey, Reference]
+ProgressCallback = Callable[[Progress], None]
+PreviewCallback = Callable[[Preview], None]
+
+
+class Engine:
+    """Makes pictures with a checkpoint's networks.
+
+    Args:
+        networks: loads what is needed.
+        preview_every: diffusion steps between two previews of the clean estimate.
+    """
+
+    def __init__(self, networks: Networks, preview_every: int = 5) -> None:
+        self.networks = networks
+        checkpoint = networks.checkpoint
+        self.config = checkpoint.config
+        self.text_tokenizer = checkpoint.text_tokenizer()
+        self.preview_every = preview_every
+        self.vocabulary = Vocabulary(
+            codebook_size=self.config.quantizer.num_embeddings,
+            image_start=self.text_tokenizer.image_start,
+            image_end=self.text_tokenizer.image_end,
+            grid_start=self.text_tokenizer.sop,
+            grid_end=self.text_tokenizer.eop,
+            pad=self.text_tokenizer.pad,
+            encode=self.text_tokenizer.encode,
+            prefix=tuple(self.text_tokenizer.prefix_ids),
+        )
+
+    @property
+    def limits(self) -> SizeLimits:
+        """Sizes at which the checkpoint's encoders see a reference."""
+        return SizeLimits(self.config.processor.min_side, self.config.processor.max_side)
+
+    def run(
+        self,
+        requests: Sequence[ImageRequest],
+        settings: Settings,
+        on_progress: ProgressCallback | None = None,
+        on_preview: PreviewCallback | None = None,
+    ) -> list[EngineImage]:
+        """Make the requested pictures, in order.
+
+        What a callback raises ends the call; nothing is left half done.
+        """
+        sources = self._encode_sources(requests)
+        grids = self._generate_tokens(requests, settings, sources, on_progress, on_preview)
+        glyphs = self._encode_glyphs([request.prompt for request in requests], settings.negative_text)
+        latents = self._diffuse(requests, settings, sources, grids, glyphs, on_progress, on_preview)
+        images = self._render(requests, latents)
+        return [
+            EngineImage(image, picture[-1], picture[0] if len(picture) > 1 else None)
+            for image, picture in zip(images, grids)
+        ]
+
+    def _encode_sources(self, requests: Sequence[ImageRequest]) -> Sources:
+        """Codes and latents of every reference and canvas, each picture once a size.
+
+        Keyed by the picture's identity and its size in the networks.
+        """
+        pictures: dict[SourceKey, Image.Image] = {}
+        for request in requests:
+            for reference in request.references:
+                pictures.setdefault(self._source_key(reference), reference)
+            if request.canvas is not None:
+                pictures.setdefault((id(request.canvas), request.size), request.canvas)
+        if not pictures:
+            return {}
+        resized = {key: _resize(picture, key[1]) for key, picture in pictures.items()}
+        with self.networks.use("semantic_tokenizer") as semantic_tokenizer:
+            codes = dict(zip(resized, semantic_tokenizer.encode(list(resized.values()))))
+        with self.networks.use("autoencoder") as autoencoder, torch.no_grad():
+            return {
+                key: Reference(autoencoder.encode(_pixels(picture).to(self.networks.device))[0], codes[key])
+                for key, picture in resized.items()
+            }
+
+    def _source_key(self, picture: Image.Image) -> SourceKey:
+        width, height = picture.size
+        return id(picture), reference_size(height, width, self.limits)
+
+    def prompt(self, request: ImageRequest, references: Sequence[Tensor] = ()) -> Prompt:
+        """The token prompt of a request whose references have these code grids."""
+        return build_prompt(self.vocabulary, request.prompt, target_grid(*request.size), references)
+
+    def _generate_tokens(
+        self,
+        requests: Sequence[ImageRequest],
+        settings: Settings,
+        sources: Sources,
+        on_progress: ProgressCallback | None,
+        on_preview: PreviewCallback | None,
+    ) -> list[list[Tensor]]:
+        token_requests = []
+        for request in requests:
+            references = [sources[self._source_key(picture)].tokens for picture in request.references]
+            fixed = None
+            if request.mask is not None and request.canvas is not None:
+                known = sources[id(request.canvas), request.size].tokens
+                protected = request.mask.protected_cells(*target_grid(*request.size))
+                fixed = torch.where(protected, known, FREE)
+            unconditional = None
+            if settings.tokens.guidance != 1:
+                unconditional = self.prompt(replace(request, prompt=""), references)
+            prompt = self.prompt(request, references)
+            token_requests.append(TokenRequest(prompt, stream(request.seed, "tokens"), fixed, unconditional))
+        total = sum(request.prompt.new_tokens for request in token_requests)
+        finished: list[list[Tensor]] = []
+        with self.networks.use("autoregressive") as model:
+            for batch in _batches(token_requests, TOKEN_BATCH):
+                before = sum(request.prompt.new_tokens for request in token_requests[: len(finished)])
+
+                def report(progress: TokenProgress, before: int = before) -> None:
+                    if on_progress is not None:
+                        on_progress(Progress("tokens", before + progress.done, total))
+
+                finished += generate_grids(model, batch, settings.tokens, self.vocabulary.codebook_size, report)
+        if on_preview is not None:
+            self._show_preview_grids(requests, finished, on_preview)
+        return finished
+
+    def _show_preview_grids(
+        self, requests: Sequence[ImageRequest], grids: Sequence[Sequence[Tensor]], on_preview: PreviewCallback
+    ) -> None:
+        """Render preview grids in a few unguided steps."""
+        shown = [(i, picture[0]) for i, picture in enumerate(grids) if len(picture) > 1]
+        if not shown:
+            return
+        glyphs, negative = self._encode_glyphs([requests[i].prompt for i, _ in shown], "")
+        with self.networks.use("transformer") as transformer:
+            decoder = DiffusionDecoder(transformer, self.config.scheduler)
+            for (i, tokens), glyph in zip(shown, glyphs):
+                noise = self._noise(requests[i].seed, tuple(tokens.shape))
+                request = DecodeRequest(tokens, glyph, negative, (), noise)
+                latents = decoder.sample([request], DecoderSettings(steps=PREVIEW_STEPS, guidance=1.0))[0]
+                with self.networks.use("autoencoder") as autoencoder:
+                    on_preview(Preview(i, "grid", _picture(autoencoder.decode(latents[None]))))
+
+    def _encode_glyphs(self, prompts: Sequence[str], negative: str) -> tuple[list[Tensor], Tensor]:
+        """The glyph embeddings of every prompt's quoted texts, (L, E) each, and those of the negative text."""
+        texts = [quoted_texts(prompt) for prompt in prompts] + [[negative] if negative else []]
+        with self.networks.use("glyph_encoder") as encoder, torch.no_grad():
+            rows = []
+            for text in texts:
+                embeddings, mask = encoder.encode([text])
+                rows.append(embeddings[0][mask[0]])
+        return rows[:-1], rows[-1]
+
+    def _diffuse(
+        self,
+        requests: Sequence[ImageRequest],
+        settings: Settings,
+        sources: Sources,
+        grids: Sequence[Sequence[Tensor]],
+        glyphs: tuple[list[Tensor], Tensor],
+        on_progress: ProgressCallback | None,
+        on_preview: PreviewCallback | None,
+    ) -> list[Tensor]:
+        decoder_settings = settings.decoder()
+        latents: list[Tensor] = []
+        with self.networks.use("transformer") as transformer:
+            decoder = DiffusionDecoder(transformer, self.config.scheduler)
+            for i, request in enumerate(requests):
+
+                def on_step(state: StepState, picture: int = i) -> None:
+                    if on_progress is not None:
+                        total = state.steps * len(requests)
+                        on_progress(Progress("diffusion", picture * state.steps + state.step + 1, total))
+                    if on_preview is not None and (state.step + 1) % self.preview_every == 0:
+                        on_preview(Preview(picture, "estimate", self._cheap_look(state.clean)))
+
+                canvas = None if request.canvas is None else sources[id(request.canvas), request.size]
+                known = None
+                if request.mask is not None and canvas is not None:
+                    keep = request.mask.protected_cells(*canvas.latents.shape[-2:])
+                    known = KnownRegion(canvas.latents, keep.to(canvas.latents))
+                decode = DecodeRequest(
+                    tokens=grids[i][-1],
+                    glyphs=glyphs[0][i],
+                    negative_glyphs=glyphs[1],
+                    references=tuple(sources[self._source_key(picture)] for picture in request.references),
+                    noise=self._noise(request.seed, tuple(grids[i][-1].shape)),
+                    known=known,
+                    start_latents=canvas.latents if canvas is not None and settings.strength < 1 else None,
+                )
+                latents += decoder.sample([decode], decoder_settings, on_step)
+        return latents
+
+    def _noise(self, seed: int, grid: tuple[int, ...]) -> Tensor:
+        """Unit noise for a grid's latents, (C, 4h, 4w), the same on every device."""
+        shape = (self.config.transformer.in_channels, 4 * grid[0], 4 * grid[1])
+        generator = torch.Generator().manual_seed(stream(seed, "noise"))
+        return torch.randn(shape, generator=generator).to(self.networks.device)
+
+    def _cheap_look(self, clean: Tensor) -> Image.Image:
+        """A clean estimate at half its size: a quarter of the autoencoder's work."""
+        half = torch.nn.functional.avg_pool2d(clean[-1:].float(), 2)
+        with self.networks.use("autoencoder") as autoencoder, torch.no_grad():
+            return _picture(autoencoder.decode(half))
+
+    def _render(self, requests: Sequence[ImageRequest], latents: Sequence[Tensor]) -> list[Image.Image]:
+        images = []
+        with self.networks.use("autoencoder") as autoencoder, torch.no_grad():
+            for request, latent in zip(requests, latents):
+                image = _picture(autoencoder.decode(latent[None]))
+                if request.mask is not None and request.canvas is not None:
+                    canvas = request.canvas.convert("RGB")
+                    image = request.mask.composite(canvas, _resize(image, canvas.size[::-1]))
+                if request.output_size is not None:
+                    image = _resize(image, request.output_size)
+                images.append(image)
+        return images
+
+
+def stream(seed: int, purpose: str) -> int:
+    """The seed of one of a picture's independent random streams."""
+    return int.from_bytes(hashlib.blake2b(f"{purpose}:{seed}".encode(), digest_size=4).digest(), "big")
+
+
+def _batches(requests: Sequence[TokenRequest], size: int) -> Iterator[Sequence[TokenRequest]]:
+    for start in range(0, len(requests), size):
+        yield requests[start : start + size]
+
+
+def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """RGB at (height, width)."""
+    picture = picture.convert("RGB")
+    if picture.size == size[::-1]:
+        return picture
+    return picture.resize(size[::-1], Image.Resampling.LANCZOS)
+
+
+def _pixels(picture: Image.Image) -> Tensor:
+    """(1, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    """The first of (B, 3, H, W) in [-1, 1]."""
+    array = ((pixels[0].float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())

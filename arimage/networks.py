@@ -1,0 +1,84 @@
+"""The five networks of a checkpoint, loaded when they are used.
+
+``resident`` keeps a network on its device once it has been used. ``sequential`` frees each after its turn, so that
+the host and the device hold one at a time: the most that is ever needed is the largest network.
+"""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+
+from arimage.checkpoint import Checkpoint
+from arimage.errors import UsageError
+
+Placement = Literal["resident", "sequential"]
+NetworkName = Literal["semantic_tokenizer", "autoregressive", "glyph_encoder", "transformer", "autoencoder"]
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The named device, or the GPU when there is one and the CPU otherwise.
+
+    Raises:
+        UsageError: the device does not exist here.
+    """
+    if device is None or device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"device {device!r} is not known; use 'auto', 'cpu', 'cuda' or 'cuda:N'") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {device!r} was asked for, but there is no usable GPU here; use device='cpu'")
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The precision to compute in: fp32 on a CPU, bf16 on a GPU unless another is named.
+
+    A CPU computes half precision many times slower than fp32, so narrower weights are widened when they are read.
+
+    Raises:
+        UsageError: not a floating-point type that the networks run in.
+    """
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    chosen = names.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen is None or chosen not in names.values():
+        raise UsageError(f"dtype {dtype!r} is not supported; use one of {', '.join(names)}")
+    if device.type == "cpu" and chosen != torch.float32:
+        raise UsageError("on a CPU the networks compute in float32; leave dtype out or use a GPU")
+    return chosen
+
+
+class Networks:
+    """Loads the networks of a checkpoint on first use."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, placement: Placement = "resident"
+    ) -> None:
+        if placement not in ("resident", "sequential"):
+            raise UsageError(f"placement {placement!r} is not known; use 'resident' or 'sequential'")
+        self.checkpoint, self.device, self.dtype, self.placement = checkpoint, device, dtype, placement
+        self._loaded: dict[str, Any] = {}
+
+    @contextmanager
+    def use(self, name: NetworkName) -> Iterator[Any]:
+        """The network, ready to run; freed afterwards when placement is sequential."""
+        if name not in self._loaded:
+            self._loaded[name] = getattr(self.checkpoint, name)(device=self.device, dtype=self.dtype)
+        try:
+            yield self._loaded[name]
+        finally:
+            if self.placement == "sequential":
+                self.free(name)
+
+    def free(self, name: NetworkName) -> None:
+        """Forget a network and give its memory back."""
+        self._loaded.pop(name, None)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
