@@ -16,8 +16,8 @@ from tests.tiny import CODES, SHAPES, VISION_WORDS, VOCABULARY, random_codes, ti
 GREEDY = TokenSampling(temperature=0)
 
 
-def prompt(text="a red fox", target=Grid(2, 3), references=(), **options):
-    return build_prompt(VOCABULARY, text, target, references, **options)
+def prompt(text="a red fox", target=None, references=(), **options):
+    return build_prompt(VOCABULARY, text, target or Grid(2, 3), references, **options)
 
 
 def relative(ours, theirs):
