@@ -1,0 +1,430 @@
+"""The diffusion transformer: noisy latents, visual tokens, glyphs and references to a velocity.
+
+Each DiT token covers 16x16 pixels. A visual token (32x32) is embedded, projected and added to the four DiT tokens
+that it covers; glyph embeddings join the row in front of the image; references stand before both as keys and
+values that do not look back. Parameter names are the checkpoint's (folder ``transformer``).
+
+What does not change from step to step is computed once: :meth:`DiffusionTransformer.condition` for everything but
+time, :meth:`DiffusionTransformer.modulate` for all timesteps of a schedule, :meth:`DiffusionTransformer.denoise` for
+the rest. :meth:`DiffusionTransformer.forward` does all three, for training.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from decoder.attention import joint_attention
+from decoder.config import TransformerConfig
+
+ROPE_THETA = 10000.0
+NORM_EPS = 1e-5
+DIT_TOKENS_PER_SIDE = 2
+PIXELS_PER_LATENT = 8
+
+Rotation = tuple[Tensor, Tensor]
+KeyValue = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class ReferenceCache:
+    """Keys and values of the reference pictures of a batch.
+
+    Attributes:
+        layers: for each block (keys, values), each (B, R, heads, head_dim); R counts the longest row.
+        visible: (B, R) bool, which of them belong to the row; None for all.
+    """
+
+    layers: list[KeyValue]
+    visible: Tensor | None
+
+    @property
+    def length(self) -> int:
+        return self.layers[0][0].shape[1]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the network is told apart from time.
+
+    Attributes:
+        prior: (B, N, hidden) projected visual tokens, at the DiT's resolution.
+        glyphs: (B, L, hidden) projected glyph embeddings.
+        glyph_mask: (B, L) bool, or None when no row is padded.
+        rotation: cosines and sines of the image tokens, each (N, 1, head_dim).
+        references: their keys and values, or None.
+    """
+
+    prior: Tensor
+    glyphs: Tensor
+    glyph_mask: Tensor | None
+    rotation: Rotation
+    references: ReferenceCache | None
+
+    def visible_keys(self) -> Tensor | None:
+        """Which keys of the row (references, glyphs, image) may be seen: (B, R + L + N), or None for all."""
+        references = None if self.references is None else self.references.visible
+        if references is None and self.glyph_mask is None:
+            return None
+        batch = len(self.prior)
+
+        def all_of(length: int) -> Tensor:
+            return torch.ones(batch, length, dtype=torch.bool, device=self.prior.device)
+
+        if references is None:
+            references = all_of(0 if self.references is None else self.references.length)
+        glyphs = all_of(self.glyphs.shape[1]) if self.glyph_mask is None else self.glyph_mask
+        return torch.cat([references, glyphs, all_of(self.prior.shape[1])], dim=1)
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """Adaptive norm parameters of some timesteps: (S, 12 * hidden) a block and (S, 2 * hidden) at the output."""
+
+    blocks: list[Tensor]
+    output: Tensor
+
+    def at(self, step: int) -> "Modulation":
+        """Those of one timestep, for a whole batch: (1, ...)."""
+        return Modulation([block[step : step + 1] for block in self.blocks], self.output[step : step + 1])
+
+
+def sinusoid(values: Tensor, channels: int) -> Tensor:
+    """Sinusoidal embedding in fp32, cosines first: (...) -> (..., channels)."""
+    half = channels // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=values.device, dtype=torch.float32) / half)
+    angles = values[..., None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def image_rotation(height: int, width: int, head_dim: int, device: torch.device) -> Rotation:
+    """2-D rotary cosines and sines of a grid in raster order, each (height * width, 1, head_dim), fp32."""
+    quarter = torch.arange(0, head_dim // 2, 2, device=device, dtype=torch.float32) / (head_dim // 2)
+    frequencies = ROPE_THETA**-quarter
+    rows = torch.arange(height, device=device)[:, None, None] * frequencies
+    columns = torch.arange(width, device=device)[None, :, None] * frequencies
+    half = torch.cat([rows.expand(-1, width, -1), columns.expand(height, -1, -1)], dim=-1).flatten(0, 1)
+    angles = torch.cat([half, half], dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(heads: Tensor, by: Rotation) -> Tensor:
+    """Rotate (B, N, heads, head_dim) in fp32, first half against second half."""
+    first, second = heads.float().chunk(2, dim=-1)
+    cos, sin = by
+    return (heads.float() * cos + torch.cat([-second, first], dim=-1) * sin).to(heads.dtype)
+
+
+class Activation(nn.Module):
+    """A projection and a non-linearity, under the name that the checkpoint gives the pair."""
+
+    def __init__(self, size: int, inner: int, kind: str) -> None:
+        super().__init__()
+        self.proj = nn.Linear(size, inner)
+        self.kind = kind
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.proj(hidden)
+        if self.kind == "silu":
+            return F.silu(hidden)
+        return F.gelu(hidden, approximate="tanh" if self.kind == "gelu_tanh" else "none")
+
+
+class FeedForward(nn.Module):
+    def __init__(self, size: int, inner: int, out: int, kind: str) -> None:
+        super().__init__()
+        self.net = nn.Sequential(Activation(size, inner, kind), nn.Identity(), nn.Linear(inner, out))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.net(hidden)
+
+
+class TwoLayers(nn.Module):
+    def __init__(self, size: int, out: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(size, out)
+        self.linear_2 = nn.Linear(out, out)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(hidden)))
+
+
+class TimeAndSizeEmbedding(nn.Module):
+    """The conditioning vector: timestep, target size and crop corner."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.time_channels, self.size_channels = config.time_embed_dim, config.condition_dim
+        self.timestep_embedder = TwoLayers(config.time_embed_dim, config.time_embed_dim)
+        self.condition_embedder = TwoLayers(4 * config.condition_dim, config.time_embed_dim)
+
+    def forward(self, timestep: Tensor, target_size: Tensor, crop: Tensor) -> Tensor:
+        dtype = self.timestep_embedder.linear_1.weight.dtype
+        sizes = sinusoid(torch.cat([crop, target_size], dim=1), self.size_channels).flatten(1)
+        time = self.timestep_embedder(sinusoid(timestep, self.time_channels).to(dtype))
+        return F.silu(time + self.condition_embedder(sizes.to(dtype)))
+
+
+class PatchProjector(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.patch = config.patch_size
+        self.proj = nn.Linear(config.in_channels * config.patch_size**2, config.hidden_size)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, H/p * W/p, hidden)."""
+        batch, channels, height, width = latents.shape
+        p = self.patch
+        patches = latents.view(batch, channels, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
+        return self.proj(patches.reshape(batch, -1, channels * p * p))
+
+
+class AdaptiveNorm(nn.Module):
+    """The projection from the conditioning vector to a norm's shifts, scales and gates."""
+
+    def __init__(self, size: int, out: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size, out)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.head_dim = config.attention_head_dim
+        self.to_q = nn.Linear(size, size)
+        self.to_k = nn.Linear(size, size)
+        self.to_v = nn.Linear(size, size)
+        self.to_out = nn.ModuleList([nn.Linear(size, size)])
+
+    def forward(
+        self,
+        row: Tensor,
+        glyph_length: int,
+        rotation: Rotation,
+        references: KeyValue | None,
+        visible: Tensor | None,
+    ) -> tuple[Tensor, KeyValue]:
+        """Attention of (B, L + N, hidden), glyphs first; also gives the row's own keys and values."""
+        query, key, value = (
+            linear(row).unflatten(-1, (-1, self.head_dim)) for linear in (self.to_q, self.to_k, self.to_v)
+        )
+        query = self._place(F.layer_norm(query, (self.head_dim,), eps=NORM_EPS), glyph_length, rotation)
+        key = self._place(F.layer_norm(key, (self.head_dim,), eps=NORM_EPS), glyph_length, rotation)
+        own = (key, value)
+        if references is not None:
+            key = torch.cat([references[0], key], dim=1)
+            value = torch.cat([references[1], value], dim=1)
+        return self.to_out[0](joint_attention(query, key, value, visible).flatten(2)), own
+
+    @staticmethod
+    def _place(heads: Tensor, glyph_length: int, rotation: Rotation) -> Tensor:
+        """Image tokens have a place in the grid, glyphs have none."""
+        return torch.cat([heads[:, :glyph_length], rotate(heads[:, glyph_length:], rotation)], dim=1)
+
+
+class Block(nn.Module):
+    """Joint attention and feed-forward, modulated separately for image and glyph tokens (AdaLN-zero)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.norm1 = AdaptiveNorm(config.time_embed_dim, 12 * size)
+        self.attn1 = Attention(config)
+        self.ff = FeedForward(size, 4 * size, size, "gelu_tanh")
+
+    def forward(
+        self,
+        image: Tensor,
+        glyphs: Tensor,
+        modulation: Tensor,
+        rotation: Rotation,
+        references: KeyValue | None,
+        visible: Tensor | None,
+    ) -> tuple[Tensor, Tensor, KeyValue]:
+        (shift_a, g_shift_a, scale_a, g_scale_a, gate_a, g_gate_a, shift_f, g_shift_f, scale_f, g_scale_f, gate_f,
+         g_gate_f) = modulation[:, None].chunk(12, dim=-1)  # fmt: skip
+        length = glyphs.shape[1]
+        row = torch.cat([modulated(glyphs, g_shift_a, g_scale_a), modulated(image, shift_a, scale_a)], dim=1)
+        attended, own = self.attn1(row, length, rotation, references, visible)
+        image = image + attended[:, length:] * gate_a
+        glyphs = glyphs + attended[:, :length] * g_gate_a
+        row = torch.cat([modulated(glyphs, g_shift_f, g_scale_f), modulated(image, shift_f, scale_f)], dim=1)
+        fed = self.ff(row)
+        return image + fed[:, length:] * gate_f, glyphs + fed[:, :length] * g_gate_f, own
+
+
+def modulated(hidden: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm without parameters, then an affine map given from outside."""
+    return F.layer_norm(hidden, hidden.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+
+
+class DiffusionTransformer(nn.Module):
+    """Predicts the flow-matching velocity ``noise - clean`` of latents.
+
+    ``gradient_checkpointing`` trades time for memory in training.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        size = config.hidden_size
+        self.image_projector = PatchProjector(config)
+        self.glyph_projector = FeedForward(config.text_embed_dim, size, size, "gelu")
+        self.prior_token_embedding = nn.Embedding(config.prior_vq_quantizer_codebook_size, size)
+        self.prior_projector = FeedForward(size, size, size, "silu")
+        self.time_condition_embed = TimeAndSizeEmbedding(config)
+        self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm_out = AdaptiveNorm(config.time_embed_dim, 2 * size)
+        self.proj_out = nn.Linear(size, config.patch_size**2 * config.out_channels)
+        self.gradient_checkpointing = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.proj_out.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.proj_out.weight.dtype
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        *,
+        prior_tokens: Tensor,
+        glyphs: Tensor,
+        target_size: Tensor,
+        glyph_mask: Tensor | None = None,
+        crop: Tensor | None = None,
+        prior_dropped: Tensor | None = None,
+        references: ReferenceCache | None = None,
+    ) -> Tensor:
+        """The velocity of a batch.
+
+        Args:
+            latents: (B, C, H, W) noisy normalised latents.
+            timestep: (B,) the schedule's unshifted timestep minus one, 0 for clean latents.
+            prior_tokens: (B, H/4, W/4) codes.
+            glyphs: (B, L, text_embed_dim) glyph embeddings; L may be 0.
+            target_size: (B, 2) height and width in pixels.
+            glyph_mask: (B, L) bool, False on padding.
+            crop: (B, 2) top and left of the crop in pixels, zeros by default.
+            prior_dropped: (B,) bool, rows whose visual tokens are withheld.
+            references: from :meth:`encode_references`.
+
+        Returns:
+            (B, C, H, W).
+        """
+        conditioning = self.condition(prior_tokens, glyphs, glyph_mask, prior_dropped, references)
+        return self.denoise(latents, conditioning, self.modulate(timestep, target_size, crop))
+
+    def condition(
+        self,
+        prior_tokens: Tensor,
+        glyphs: Tensor,
+        glyph_mask: Tensor | None = None,
+        prior_dropped: Tensor | None = None,
+        references: ReferenceCache | None = None,
+    ) -> Conditioning:
+        """Everything that does not depend on time; arguments as in :meth:`forward`."""
+        prior = self.prior_token_embedding(prior_tokens)
+        if prior_dropped is not None:
+            prior = prior * ~prior_dropped[:, None, None, None]
+        prior = self.prior_projector(prior)
+        for axis in (1, 2):
+            prior = prior.repeat_interleave(DIT_TOKENS_PER_SIDE, dim=axis)
+        height, width = prior.shape[1:3]
+        if glyph_mask is not None and bool(glyph_mask.all()):
+            glyph_mask = None
+        return Conditioning(
+            prior.flatten(1, 2),
+            self.glyph_projector(glyphs.to(self.dtype)),
+            glyph_mask,
+            image_rotation(height, width, self.config.attention_head_dim, self.device),
+            references,
+        )
+
+    def modulate(self, timesteps: Tensor, target_size: Tensor, crop: Tensor | None = None) -> Modulation:
+        """Modulation of timesteps (S,) at sizes (S, 2): all of a schedule's in one call."""
+        crop = torch.zeros_like(target_size) if crop is None else crop
+        vector = self.time_condition_embed(timesteps, target_size, crop)
+        blocks = [cast(Block, block).norm1.linear(vector) for block in self.transformer_blocks]
+        return Modulation(blocks, self.norm_out.linear(vector))
+
+    def denoise(self, latents: Tensor, conditioning: Conditioning, modulation: Modulation) -> Tensor:
+        """The velocity of (B, C, H, W) latents; ``modulation`` has one row, or one for each of the batch."""
+        image = self._blocks(latents, conditioning, modulation)
+        scale, shift = modulation.output[:, None].chunk(2, dim=-1)
+        patches = self.proj_out(modulated(image, shift, scale))
+        batch, _, height, width = latents.shape
+        p = self.config.patch_size
+        patches = patches.view(batch, height // p, width // p, self.config.out_channels, p, p)
+        return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, self.config.out_channels, height, width)
+
+    def encode_references(self, rows: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> ReferenceCache | None:
+        """Keys and values of reference pictures, each run through the network once at t = 0 without glyphs.
+
+        Args:
+            rows: for each row of the batch its references, each (latents (C, H, W), codes (H/4, W/4)); numbers and
+                sizes may differ.
+
+        Returns:
+            The cache, or None when no row has a reference.
+        """
+        encoded = [[self._encode_reference(*reference) for reference in row] for row in rows]
+        lengths = [sum(layers[0][0].shape[1] for layers in row) for row in encoded]
+        longest = max(lengths, default=0)
+        if longest == 0:
+            return None
+        heads = (self.config.num_attention_heads, self.config.attention_head_dim)
+
+        def joined(layer: int, part: int) -> Tensor:
+            padded = []
+            for row, length in zip(encoded, lengths):
+                kept = [layers[layer][part] for layers in row]
+                padding = torch.zeros(1, longest - length, *heads, device=self.device, dtype=self.dtype)
+                padded.append(torch.cat([*kept, padding], dim=1))
+            return torch.cat(padded)
+
+        layers = [(joined(layer, 0), joined(layer, 1)) for layer in range(self.config.num_layers)]
+        if min(lengths) == longest:
+            return ReferenceCache(layers, None)
+        columns = torch.arange(longest, device=self.device)
+        return ReferenceCache(layers, columns < torch.tensor(lengths, device=self.device)[:, None])
+
+    def _encode_reference(self, latents: Tensor, codes: Tensor) -> list[KeyValue]:
+        latents, codes = latents[None].to(self.device, self.dtype), codes[None].to(self.device)
+        no_glyphs = latents.new_zeros(1, 0, self.config.text_embed_dim)
+        size = torch.tensor([latents.shape[-2:]], device=self.device) * PIXELS_PER_LATENT
+        modulation = self.modulate(torch.zeros(1, device=self.device), size)
+        kept: list[KeyValue] = []
+        self._blocks(latents, self.condition(codes, no_glyphs), modulation, kept)
+        return kept
+
+    def _blocks(
+        self,
+        latents: Tensor,
+        conditioning: Conditioning,
+        modulation: Modulation,
+        kept: list[KeyValue] | None = None,
+    ) -> Tensor:
+        """Image tokens after the last block; every block's own keys and values are put into ``kept``."""
+        image = self.image_projector(latents.to(self.dtype)) + conditioning.prior
+        glyphs = conditioning.glyphs
+        visible = conditioning.visible_keys()
+        for index, block in enumerate(self.transformer_blocks):
+            references = None if conditioning.references is None else conditioning.references.layers[index]
+            arguments = (image, glyphs, modulation.blocks[index], conditioning.rotation, references, visible)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                image, glyphs, key_value = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                image, glyphs, key_value = block(*arguments)
+            if kept is not None:
+                kept.append(key_value)
+        return image
