@@ -34,7 +34,7 @@ from tests.tiny_decoder import tiny_glyph_encoder
         ("“open only", []),
         ("closed only”", []),
         ('empty "" and “”', []),
-        ('first "b" then \'a\' then “c”', ["b", "a", "c"]),
+        ("first \"b\" then 'a' then “c”", ["b", "a", "c"]),
         ('a 5" screen', []),
         ("", []),
         ('"two\nlines"', ["two\nlines"]),

@@ -1,0 +1,276 @@
+"""Schedule, sampler, guidance and autoencoder."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.glm_image.pipeline_glm_image import calculate_shift, retrieve_timesteps
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decoder.autoencoder import Autoencoder
+from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder, Reference
+from decoder.sampler import KnownRegion, ScheduleConfig, flow_schedule, sample_euler, threshold_dynamically
+from tests.test_decoder_transformer import doubled, reference_caches, some_references
+from tests.tiny import random_codes
+from tests.tiny_decoder import CHANNELS, CONFIGS, GLYPH_WIDTH, random_tensor, tiny_autoencoder, tiny_transformers
+
+CONFIG = ScheduleConfig()
+GRID = (2, 3)
+
+
+def scheduler():
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, time_shift_type="linear", base_shift=0.25, max_shift=0.75, base_image_seq_len=256
+    )
+
+
+def request(seed=0, glyphs=4, references=(), grid=GRID, **options):
+    return DecodeRequest(
+        tokens=random_codes(*grid, seed=seed),
+        glyphs=random_tensor(glyphs, GLYPH_WIDTH, seed=seed + 1),
+        negative_glyphs=random_tensor(1, GLYPH_WIDTH, seed=99),
+        references=tuple(Reference(*reference) for reference in references),
+        noise=random_tensor(CHANNELS, 4 * grid[0], 4 * grid[1], seed=seed + 2),
+        **options,
+    )
+
+
+def decoder(config=CONFIGS[0], seed=0):
+    return DiffusionDecoder(tiny_transformers(config, seed, std=0.1)[1], CONFIG)
+
+
+@given(st.integers(1, 120), st.sampled_from([16, 96, 256, 1024, 4096]))
+@settings(max_examples=30, deadline=None)
+def test_the_schedule_is_the_reference_pipelines(steps, sequence_length):
+    timesteps = np.linspace(1000, 1.0, steps + 1)[:-1].astype(np.int64).astype(np.float32)
+    reference = scheduler()
+    theirs, _ = retrieve_timesteps(
+        reference, steps, "cpu", timesteps, timesteps / 1000, mu=calculate_shift(sequence_length)
+    )
+    ours = flow_schedule(steps, sequence_length, CONFIG)
+    assert torch.allclose(ours.sigmas, reference.sigmas, atol=1e-6)
+    assert torch.equal(ours.timesteps, theirs - 1)
+
+
+def test_strength_runs_the_last_part_of_the_schedule():
+    whole, part = flow_schedule(10, 256, CONFIG), flow_schedule(10, 256, CONFIG, strength=0.3)
+    assert torch.equal(part.sigmas, whole.sigmas[-4:])
+    assert torch.equal(part.timesteps, whole.timesteps[-3:])
+    assert flow_schedule(10, 256, CONFIG, strength=0.01).steps == 1
+
+
+def test_larger_pictures_are_noised_further():
+    middles = [float(flow_schedule(11, length, CONFIG).sigmas[5]) for length in (256, 1024, 4096)]
+    assert middles == sorted(middles)
+
+
+@pytest.mark.parametrize(
+    "config", [{"time_shift_type": "exponential"}, {"use_dynamic_shifting": False}, {"shift_terminal": 0.1}]
+)
+def test_schedules_of_another_kind_are_refused(config):
+    with pytest.raises(ValueError, match=next(iter(config))):
+        ScheduleConfig.from_scheduler(config)
+
+
+def test_a_released_scheduler_config_is_read():
+    assert ScheduleConfig.from_scheduler(dict(scheduler().config)) == CONFIG
+
+
+def reference_latents(reference, wanted, steps, guidance):
+    """The reference pipeline's denoising loop, on its own classes, for one picture."""
+    flow = scheduler()
+    height, width = wanted.tokens.shape
+    timesteps = np.linspace(1000, 1.0, steps + 1)[:-1].astype(np.int64).astype(np.float32)
+    timesteps, _ = retrieve_timesteps(
+        flow, steps, "cpu", timesteps, timesteps / 1000, mu=calculate_shift(4 * height * width)
+    )
+    rows = [[(one.latents, one.tokens) for one in wanted.references]]
+    caches = reference_caches(reference, rows) if wanted.references else None
+    latents, prior = wanted.noise[None], doubled(wanted.tokens[None])
+    common = {
+        "prior_token_id": prior,
+        "target_size": torch.tensor([[32.0 * height, 32.0 * width]]),
+        "crop_coords": torch.zeros(1, 2),
+        "return_dict": False,
+    }
+    with torch.no_grad():
+        for t in timesteps:
+            told, untold = (
+                reference(
+                    hidden_states=latents, encoder_hidden_states=glyphs[None], timestep=t.expand(1) - 1,
+                    prior_token_drop=torch.full_like(prior, drop, dtype=torch.bool), kv_caches=kv, **common,
+                )[0]
+                for glyphs, drop, kv in ((wanted.glyphs, False, caches), (wanted.negative_glyphs, True, None))
+            )  # fmt: skip
+            latents = flow.step(untold + guidance * (told - untold), t, latents, return_dict=False)[0]
+    return latents
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_pictures_from_given_tokens_and_noise_are_the_references(config, count, seed):
+    """Whole denoising and decoding, with and without references: within 1/255."""
+    reference, ours = tiny_transformers(config, seed, std=0.1)
+    autoencoder = tiny_autoencoder(seed)
+    wanted = request(seed, references=some_references(count))
+    theirs = reference_latents(reference, wanted, 8, 1.5)
+    mine = DiffusionDecoder(ours, CONFIG).sample([wanted], DecoderSettings(steps=8, guidance=1.5))[0]
+    with torch.no_grad():
+        pixels = [autoencoder.decode(latents) for latents in (theirs, mine[None])]
+    assert (pixels[0] - pixels[1]).abs().max() * 127.5 <= 1
+    assert pixels[0].std() > 0.05
+
+
+@pytest.mark.parametrize("batch_branches", [False, True])
+def test_a_picture_does_not_depend_on_its_batch_neighbours(batch_branches):
+    known = KnownRegion(random_tensor(CHANNELS, 8, 12, seed=5), (random_tensor(8, 12, seed=6) > 0).float())
+    requests = [
+        request(0, glyphs=6, references=some_references(2)), request(1, glyphs=1), request(2, glyphs=3, known=known),
+    ]  # fmt: skip
+    ours = decoder()
+    options = DecoderSettings(steps=4, batch_branches=batch_branches)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    together = ours.sample(requests, options)
+    assert torch.equal(torch.get_rng_state(), state)
+    for one, latents in zip(requests, together):
+        torch.manual_seed(2)
+        assert torch.allclose(ours.sample([one], DecoderSettings(steps=4))[0], latents, atol=1e-4)
+
+
+def test_a_known_region_is_kept_exactly_and_the_rest_changes():
+    known = KnownRegion(random_tensor(CHANNELS, 8, 12, seed=5), torch.zeros(8, 12))
+    known.mask[:, :6] = 1
+    ours = decoder()
+    states = []
+    latents = ours.sample([request(known=known)], DecoderSettings(steps=3), states.append)[0]
+    free = ours.sample([request()], DecoderSettings(steps=3))[0]
+    assert torch.equal(latents[:, :, :6], known.latents[:, :, :6])
+    assert not torch.allclose(latents[:, :, 6:], free[:, :, 6:])
+    assert torch.equal(states[0].clean[0, :, :, :6], known.latents[:, :, :6])
+
+
+def test_the_callback_sees_every_step_and_its_clean_estimate():
+    states = []
+    latents = decoder().sample([request()], DecoderSettings(steps=5, guidance=1.0), states.append)[0]
+    assert [(state.step, state.steps) for state in states] == [(i, 5) for i in range(5)]
+    assert torch.equal(states[-1].latents[0], latents)
+    assert torch.allclose(states[-1].clean[0], latents, atol=1e-5)
+    assert states[0].sigma == pytest.approx(1.0)
+
+
+def test_a_callback_can_stop_the_sampling():
+    def stop(state):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decoder().sample([request()], DecoderSettings(steps=5), stop)
+
+
+def test_outside_its_interval_guidance_is_off():
+    ours = decoder()
+    plain = ours.sample([request()], DecoderSettings(steps=4, guidance=1.0))[0]
+    sigmas = flow_schedule(4, 24, CONFIG).sigmas
+    never = DecoderSettings(steps=4, guidance=3.0, guidance_interval=(0.0, float(sigmas[-2]) / 2))
+    always = DecoderSettings(steps=4, guidance=3.0)
+    late = DecoderSettings(steps=4, guidance=3.0, guidance_interval=(0.0, float(sigmas[2]) + 1e-4))
+    for branches in (False, True):
+        options = {"batch_branches": branches}
+        results = [
+            ours.sample([request()], DecoderSettings(**{**vars(settings), **options}))[0]
+            for settings in (never, late, always)
+        ]
+        assert torch.allclose(results[0], plain, atol=1e-6)
+        assert not torch.allclose(results[1], plain, atol=1e-3)
+        assert not torch.allclose(results[1], results[2], atol=1e-3)
+
+
+def test_strength_starts_from_the_given_latents():
+    start = random_tensor(CHANNELS, 8, 12, seed=11)
+    ours = decoder()
+    distances = [
+        float((ours.sample([request(start_latents=start)], DecoderSettings(steps=20, strength=s))[0] - start).norm())
+        for s in (0.05, 0.5, 1.0)
+    ]
+    assert distances == sorted(distances)
+    with pytest.raises(ValueError, match="start_latents"):
+        ours.sample([request()], DecoderSettings(strength=0.5))
+
+
+def test_negative_glyphs_steer_the_unconditional_branch():
+    ours = decoder()
+    other = DecodeRequest(**{**vars(request()), "negative_glyphs": random_tensor(3, GLYPH_WIDTH, seed=50)})
+    results = [ours.sample([one], DecoderSettings(steps=3, guidance=2.0))[0] for one in (request(), other)]
+    assert not torch.allclose(*results, atol=1e-4)
+
+
+def test_dynamic_thresholding_bounds_estimates_and_leaves_ordinary_ones_alone():
+    calm, wild = random_tensor(1, 4, 8, 8).clamp(-2, 2), random_tensor(1, 4, 8, 8, seed=1) * 20
+    both = threshold_dynamically(torch.cat([calm, wild]), 0.99)
+    assert torch.equal(both[0], calm[0])
+    assert both[1].abs().max() <= 3.0001
+    seen = []
+    clean = torch.full((1, 1, 2, 2), 50.0)
+    sample_euler(lambda x, step: x * 0 - clean, torch.zeros(1, 1, 2, 2), flow_schedule(3, 256, CONFIG),
+                 dynamic_thresholding=0.9, on_step=seen.append)  # fmt: skip
+    assert all(state.clean.abs().max() <= 3.0001 for state in seen)
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ({"steps": 0}, "steps"), ({"guidance": 0.5}, "guidance"),
+        ({"guidance_interval": (0.8, 0.2)}, "guidance_interval"),
+        ({"dynamic_thresholding": 0.0}, "dynamic_thresholding"), ({"strength": 0.0}, "strength"),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused_by_name(setting, name):
+    with pytest.raises(ValueError, match=name):
+        DecoderSettings(**setting)
+
+
+def test_different_grids_are_refused():
+    with pytest.raises(ValueError, match="same grid"):
+        decoder().sample([request(), request(grid=(2, 2))], DecoderSettings(steps=1))
+
+
+def test_the_autoencoder_normalises_by_channel_and_takes_the_mode():
+    autoencoder = tiny_autoencoder()
+    pixels = random_tensor(2, 3, 32, 48).clamp(-1, 1)
+    with torch.no_grad():
+        latents = autoencoder.encode(pixels)
+        raw = autoencoder.network.encode(pixels).latent_dist.mode()
+        back = autoencoder.decode(latents)
+    config = autoencoder.network.config
+    mean, std = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
+    assert torch.allclose(latents, (raw - mean) / std, atol=1e-5)
+    assert latents.shape == (2, CHANNELS, 4, 6)
+    assert back.shape == pixels.shape
+    assert back.abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", [(30, 32), (32, 4), (0, 8)])
+def test_the_autoencoder_refuses_sides_off_its_grid(size):
+    with pytest.raises(ValueError, match="multiples of 8"):
+        tiny_autoencoder().encode(torch.zeros(1, 3, *size))
+
+
+def test_half_precision_autoencoders_compute_in_fp32():
+    network = tiny_autoencoder().network.half()
+    assert Autoencoder(network).dtype == torch.float32
+
+
+def test_tiles_leave_no_seam():
+    """A large smooth picture: from column to column it changes no more abruptly in tiles than whole."""
+    autoencoder, tiled = tiny_autoencoder(), tiny_autoencoder(tiled_above=64 * 64)
+    smooth = torch.nn.functional.interpolate(random_tensor(1, CHANNELS, 3, 3), size=(112, 144), mode="bicubic")
+    with torch.no_grad():
+        whole, parts = autoencoder.decode(smooth), tiled.decode(smooth)
+    assert tiled.network.use_tiling
+    assert not autoencoder.network.use_tiling
+    assert not torch.equal(whole, parts)
+    for axis, across in ((-1, (0, 1, 2)), (-2, (0, 1, 3))):
+        jumps = [picture.diff(dim=axis).abs().mean(dim=across) for picture in (whole, parts)]
+        assert jumps[1].max() < 1.3 * jumps[0].max()
