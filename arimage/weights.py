@@ -1,0 +1,167 @@
+"""Filling networks from safetensors files, tensor by tensor.
+
+A network is built on the meta device, so that it costs nothing, and every parameter is read straight to its device
+and precision. A file is reopened every few dozen megabytes: what has been read is unmapped, and the host never
+holds more than the network itself and a small window of the file.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from arimage.configuration import read_json
+from arimage.errors import CheckpointError
+
+WINDOW_BYTES = 32 * 2**20
+INDEX_SUFFIX = ".safetensors.index.json"
+UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class WeightFiles:
+    """The safetensors files of one folder of a checkpoint.
+
+    Raises:
+        CheckpointError: there are none, or one is missing, truncated or not safetensors; pickled weights are never
+            read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file_of: dict[str, Path] = {}
+        indices = sorted(folder.glob("*" + INDEX_SUFFIX))
+        listed: dict[str, str] = {}
+        if indices:
+            listed = read_json(indices[0]).get("weight_map") or {}
+            if not listed:
+                raise CheckpointError(f"{indices[0]}: the key 'weight_map' is missing")
+            self.files = [folder / Path(name).name for name in sorted(set(listed.values()))]
+        else:
+            self.files = sorted(folder.glob("*.safetensors"))
+        if not self.files:
+            raise CheckpointError(self._none_found())
+        for file in self.files:
+            for name in self._names(file):
+                self._file_of[name] = file
+        for name, file_name in listed.items():
+            if self._file_of.get(name) != folder / file_name:
+                raise CheckpointError(f"{folder / file_name}: the tensor {name!r} that the index lists is missing")
+
+    @property
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+        return set(self._file_of)
+
+    def file_of(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._file_of[name]
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Tensors one by one, in the order of the files; each must be copied before the next is asked for.
+
+        Raises:
+            CheckpointError: a file is damaged; the message names file and tensor.
+        """
+        ordered = sorted(names, key=lambda name: (self._file_of[name], name))
+        for file, in_file in groupby(ordered, key=self._file_of.__getitem__):
+            remaining = list(in_file)
+            while remaining:
+                taken = 0
+                with self._open(file) as handle:
+                    while remaining and taken < WINDOW_BYTES:
+                        name = remaining.pop(0)
+                        try:
+                            tensor = handle.get_tensor(name)
+                        except (SafetensorError, RuntimeError, ValueError) as error:
+                            raise CheckpointError(f"{file}: the tensor {name!r} cannot be read: {error}") from None
+                        taken += tensor.nbytes
+                        yield name, tensor
+                        del tensor
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors, read from the headers."""
+        shapes = {}
+        for file in self.files:
+            with self._open(file) as handle:
+                for name in handle.keys():  # noqa: SIM118  (a safetensors handle, not a dict)
+                    shapes[name] = tuple(handle.get_slice(name).get_shape())
+        return shapes
+
+    def _names(self, file: Path) -> list[str]:
+        with self._open(file) as handle:
+            return list(handle.keys())
+
+    @staticmethod
+    def _open(file: Path) -> safe_open:
+        try:
+            return safe_open(file, framework="pt")
+        except FileNotFoundError:
+            raise CheckpointError(f"{file} is missing") from None
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{file} is not a whole safetensors file: {error}") from None
+
+    def _none_found(self) -> str:
+        unsafe = [path.name for path in self.folder.glob("*") if path.suffix in UNSAFE_SUFFIXES]
+        if unsafe:
+            return (
+                f"{self.folder} holds {unsafe[0]}, which can run code when it is opened and is not read; "
+                "convert it to safetensors first"
+            )
+        return f"{self.folder} holds no safetensors file"
+
+
+def fill(
+    network: Network,
+    weights: WeightFiles,
+    device: torch.device,
+    dtype: torch.dtype,
+    others: Iterable[str] = (),
+    aliases: Mapping[str, str] | None = None,
+) -> Network:
+    """Give a network on the meta device its weights; it comes out in eval mode, without gradients.
+
+    Args:
+        others: names in the same folder that belong to another network.
+        aliases: names of parameters that may be missing or present, each the same parameter as another one.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, of another shape or no floating-point number; the message
+            names file and tensor.
+    """
+    aliases = aliases or {}
+    wanted = {name: tensor.shape for name, tensor in network.state_dict().items() if name not in aliases}
+    sources = {name: name for name in wanted}
+    for alias, name in aliases.items():
+        if name not in weights.names and alias in weights.names:
+            sources[name] = alias
+    missing = sorted(set(sources.values()) - weights.names)
+    if missing:
+        raise CheckpointError(f"{weights.folder}: the tensor {missing[0]!r} is missing{_and_more(missing)}")
+    extra = sorted(weights.names - set(sources.values()) - set(others) - set(aliases))
+    if extra:
+        file = weights.file_of(extra[0])
+        raise CheckpointError(f"{file}: the tensor {extra[0]!r} belongs to no network{_and_more(extra)}")
+    names = {source: name for name, source in sources.items()}
+    for source, tensor in weights.read(names):
+        name = names[source]
+        if tensor.shape != wanted[name]:
+            raise CheckpointError(
+                f"{weights.file_of(source)}: the tensor {source!r} has shape {tuple(tensor.shape)}, "
+                f"the configuration says {tuple(wanted[name])}"
+            )
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{weights.file_of(source)}: the tensor {source!r} is {tensor.dtype}, not a float")
+        owner, _, leaf = name.rpartition(".")
+        value = tensor.to(device=device, dtype=dtype, copy=True)
+        setattr(network.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+        del tensor, value
+    return network.eval()
+
+
+def _and_more(names: list[str]) -> str:
+    return f", and {len(names) - 1} more" if len(names) > 1 else ""
