@@ -406,6 +406,7 @@ def _write_weights(
     for file, names in shards.filename_to_tensors.items():
         shard = {name: kept[name].detach().to("cpu", dtype).contiguous() for name in names}
         save_file(shard, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         _write_json(folder / f"{stem}.safetensors.index.json", index)

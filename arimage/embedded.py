@@ -1,0 +1,60 @@
+"""The model that ships in the package.
+
+Until trained weights are in it, a random model of the same dimensions takes its place; it is built once in the
+user's cache folder, and everything made with it says so.
+"""
+
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+SHIPPED = PACKAGE / "models" / "nano"
+
+
+def cache_folder() -> Path:
+    """Where this user's rebuildable files are kept; ``ARIMAGE_CACHE`` overrides the platform's place."""
+    if chosen := os.environ.get("ARIMAGE_CACHE"):
+        return Path(chosen)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "arimage"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "arimage" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arimage"
+
+
+def nano_config_file() -> Path:
+    """The embedded model's ``model.yaml``: beside the package in a clone, inside it when installed."""
+    for folder in (PACKAGE.parent / "configs", PACKAGE / "configs"):
+        if (folder / "nano" / "model.yaml").exists():
+            return folder / "nano" / "model.yaml"
+    raise FileNotFoundError("configs/nano/model.yaml is not part of this installation")
+
+
+def embedded_folder() -> Path:
+    """The checkpoint folder of the embedded model."""
+    if (SHIPPED / "model_index.json").exists():
+        return SHIPPED
+    config_file = nano_config_file()
+    key = hashlib.sha256(config_file.read_bytes())
+    for source in ("initialization.py", "bpe.py", "checkpoint.py"):
+        key.update((PACKAGE / source).read_bytes())
+    name = f"random-nano-{key.hexdigest()[:12]}"
+    for parent in (cache_folder(), Path(tempfile.gettempdir()) / "arimage"):
+        if (parent / name / "model_index.json").exists():
+            return parent / name
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            return _build(config_file, parent / name)
+        except OSError:
+            continue
+    raise OSError(f"neither {cache_folder()} nor the temporary folder can be written; set ARIMAGE_CACHE")
+
+
+def _build(config_file: Path, path: Path) -> Path:
+    from arimage.configuration import ModelConfig, load_yaml
+    from arimage.initialization import initialize_folder
+
+    return initialize_folder(load_yaml(config_file, ModelConfig), path, seed=0, name="arimage-nano (random weights)")

@@ -1,0 +1,126 @@
+"""Starting points for training: a checkpoint folder with random weights, or one that begins from GLM-4.
+
+Initialisation follows the papers: weights normal with deviation 0.02 and zero biases in the GLM and vision
+transformers; AdaLN-zero in the diffusion transformer (Peebles & Xie 2022, arXiv:2212.09748), so that every block
+starts as the identity; codes as random directions; the autoencoder and glyph encoder as their libraries do it.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from arimage.autoregressive.glm4 import glm4_states, glm4_text_config
+from arimage.bpe import DEFAULT_CORPUS, shift_tokenizer, token_id, train_tokenizer
+from arimage.checkpoint import Component, build_autoencoder, build_glyph_encoder, meta_networks, save_checkpoint
+from arimage.configuration import ModelConfig, read_json, validate
+from arimage.errors import UsageError
+from arimage.text_tokenizer import text_tokenizer
+from arimage.weights import WeightFiles
+
+DEVIATION = 0.02
+
+
+def initialize_folder(
+    config: ModelConfig,
+    path: str | Path,
+    *,
+    seed: int = 0,
+    glm4: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    corpus: Iterable[str] | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    name: str | None = None,
+) -> Path:
+    """Write a checkpoint folder to start training from; it opens everywhere, and makes noise.
+
+    Args:
+        seed: the weights depend on it alone; the global random state is left as it was.
+        glm4: a GLM-4 checkpoint folder; its text model and tokenizer are taken over, and the dimensions of
+            ``config.text_model`` follow from it.
+        tokenizer: a ``tokenizer.json`` of this format (as in another checkpoint's ``processor`` folder).
+        corpus: captions to train a tokenizer on, when there is none to take over.
+
+    Raises:
+        UsageError: the sources contradict each other or the configuration.
+    """
+    if glm4 is not None and (tokenizer is not None or corpus is not None):
+        raise UsageError("a GLM-4 checkpoint brings its own tokenizer: leave out tokenizer and corpus")
+    taken: dict[str, Tensor] = {}
+    if glm4 is not None:
+        definition = shift_tokenizer(read_json(Path(glm4) / "tokenizer.json"), config.text_model.vision_vocab_size)
+        text = glm4_text_config(
+            read_json(Path(glm4) / "config.json"), config.text_model, token_id(definition, "<|endoftext|>")
+        )
+        config = validate({**config.model_dump(), "text_model": text.model_dump()}, ModelConfig, str(glm4))
+        taken = dict(glm4_states(WeightFiles(Path(glm4)), config.text_model, seed))
+    elif tokenizer is not None:
+        definition = read_json(Path(tokenizer))
+    else:
+        definition = train_tokenizer(
+            DEFAULT_CORPUS if corpus is None else corpus,
+            config.text_model.vision_vocab_size,
+            config.text_model.vocab_size,
+        )
+    config = _with_pad(config, definition)
+    text_tokenizer(definition, config)
+    states = {component: dict(network.state_dict()) for component, network in initial_networks(config, seed).items()}
+    states["vision_language_encoder"].update(taken)
+    return save_checkpoint(path, config, states, definition, dtype=dtype, random=True, name=name)
+
+
+def _with_pad(config: ModelConfig, definition: Mapping[str, Any]) -> ModelConfig:
+    highest = max(definition["model"]["vocab"].values())
+    if highest >= config.text_model.vocab_size:
+        raise UsageError(
+            f"the tokenizer has {highest + 1} ids, text_model.vocab_size is {config.text_model.vocab_size}"
+        )
+    pad = token_id(definition, "<|endoftext|>")
+    return config.model_copy(update={"text_model": config.text_model.model_copy(update={"pad_token_id": pad})})
+
+
+def initial_networks(config: ModelConfig, seed: int) -> dict[Component, nn.Module]:
+    """Freshly initialised networks of every component, fp32, on the CPU."""
+    with torch.device("meta"):
+        networks = meta_networks(config)
+    language, transformer = networks["vision_language_encoder"], networks["transformer"]
+    _initialize(language.to_empty(device="cpu"), seed)
+    _initialize(transformer.to_empty(device="cpu"), seed + 1)
+    for name, parameter in transformer.named_parameters():
+        if ".norm1.linear." in name or name.startswith(("norm_out.linear.", "proj_out.")):
+            nn.init.zeros_(parameter)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks["vae"] = build_autoencoder(config)
+        networks["text_encoder"] = build_glyph_encoder(config)
+    return networks
+
+
+def _initialize(network: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in network.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if name == "bias":
+                    parameter.zero_()
+                elif isinstance(module, (nn.Linear, nn.Embedding, nn.Conv2d)):
+                    parameter.normal_(std=DEVIATION, generator=generator)
+                else:
+                    parameter.fill_(1)
+
+
+def read_corpus(path: str | Path) -> list[str]:
+    """Captions from a text file, one a line.
+
+    Raises:
+        UsageError: it cannot be read or is empty.
+    """
+    try:
+        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the corpus {path}: {error}") from None
+    if not lines:
+        raise UsageError(f"the corpus {path} holds no text")
+    return lines
