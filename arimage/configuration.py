@@ -61,6 +61,8 @@ class AutoencoderConfig(BaseModel):
         blocks = len(self.block_out_channels)
         return {
             **self.model_dump(),
+            "latents_mean": self.latents_mean or (0.0,) * self.latent_channels,
+            "latents_std": self.latents_std or (1.0,) * self.latent_channels,
             "down_block_types": ("DownEncoderBlock2D",) * blocks,
             "up_block_types": ("UpDecoderBlock2D",) * blocks,
         }
