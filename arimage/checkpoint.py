@@ -125,7 +125,7 @@ class Checkpoint:
         with torch.device("meta"):
             network = build_autoencoder(self.config)
         wide = dtype == torch.float16 or self.config.autoencoder.force_upcast
-        return Autoencoder(fill(network, self._weights("vae"), device, torch.float32 if wide else dtype))
+        return Autoencoder(fill(network, self._weights("vae"), device, torch.float32 if wide else dtype)).eval()
 
     def glyph_encoder(self, device: torch.device, dtype: torch.dtype) -> GlyphEncoder:
         """The glyph encoder."""
@@ -133,7 +133,7 @@ class Checkpoint:
             network = build_glyph_encoder(self.config)
         fill(network, self._weights("text_encoder"), device, dtype, aliases=T5_ALIASES)
         network.set_input_embeddings(network.shared)
-        return GlyphEncoder(network)
+        return GlyphEncoder(network).eval()
 
     def weights_hash(self) -> str:
         """SHA-256 over the contents of all weight files, in the order of their names (hex)."""

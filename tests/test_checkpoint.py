@@ -1,0 +1,298 @@
+"""The checkpoint folder: reading, writing, and what is wrong with broken ones."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, GlmImageTransformer2DModel
+from safetensors.torch import load_file, save_file
+from transformers import GlmImageConfig, GlmImageForConditionalGeneration, T5Config, T5EncoderModel
+
+from arimage.checkpoint import COMPONENTS, Checkpoint, meta_networks, save_checkpoint, update_checkpoint
+from arimage.configuration import ModelConfig, load_yaml
+from arimage.errors import CheckpointError
+from arimage.information import network_sizes
+from arimage.initialization import initialize_folder
+from tests.tiny_checkpoint import CONFIG, tiny_folder, tiny_states, tiny_tokenizer
+
+CPU, FLOAT = torch.device("cpu"), torch.float32
+NETWORKS = ("semantic_tokenizer", "autoregressive", "transformer", "autoencoder", "glyph_encoder")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def load_all(folder):
+    checkpoint = Checkpoint.open(folder)
+    return {name: getattr(checkpoint, name)(device=CPU, dtype=FLOAT) for name in NETWORKS}
+
+
+def test_what_is_saved_is_what_is_read(whole):
+    networks = load_all(whole)
+    states = tiny_states(tiny_tokenizer()[1])
+    read = {
+        "vision_language_encoder": {
+            **networks["semantic_tokenizer"].state_dict(), **networks["autoregressive"].state_dict()
+        },
+        "transformer": networks["transformer"].state_dict(),
+        "vae": networks["autoencoder"].network.state_dict(),
+        "text_encoder": networks["glyph_encoder"].encoder.state_dict(),
+    }  # fmt: skip
+    for component in COMPONENTS:
+        assert read[component].keys() == states[component].keys()
+        assert all(torch.equal(read[component][name], tensor) for name, tensor in states[component].items())
+    assert Checkpoint.open(whole).config == tiny_tokenizer()[1]
+
+
+def test_networks_come_ready_for_inference(whole):
+    for network in load_all(whole).values():
+        assert not network.training
+        assert not any(parameter.requires_grad for parameter in network.parameters())
+        assert not any(parameter.is_meta for parameter in network.parameters())
+
+
+def test_narrow_weights_are_widened_when_they_are_read(tmp_path):
+    narrow = load_all(tiny_folder(tmp_path / "narrow", dtype=torch.bfloat16))
+    for network in narrow.values():
+        assert all(parameter.dtype == FLOAT for parameter in network.parameters())
+    wide = load_all(tiny_folder(tmp_path / "wide"))
+    for name, network in narrow.items():
+        for parameter, exact in zip(network.parameters(), wide[name].parameters()):
+            assert torch.equal(parameter, exact.bfloat16().float())
+
+
+def test_sharded_folders_are_read_like_whole_ones(tmp_path, whole):
+    definition, config = tiny_tokenizer()
+    sharded = save_checkpoint(
+        tmp_path / "sharded", config, tiny_states(config), definition, dtype=FLOAT, max_shard_size="50KB"
+    )
+    assert len(list((sharded / "transformer").glob("*.safetensors"))) > 2
+    for one, other in zip(load_all(sharded).values(), load_all(whole).values()):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
+
+
+def test_updating_replaces_some_tensors_and_keeps_the_rest(tmp_path, whole):
+    source = Checkpoint.open(whole)
+    new = {name: tensor + 1 for name, tensor in source.transformer(CPU, FLOAT).state_dict().items()}
+    updated = Checkpoint.open(update_checkpoint(source, tmp_path / "new", {"transformer": new}, dtype=FLOAT))
+    assert torch.equal(updated.transformer(CPU, FLOAT).proj_out.weight, new["proj_out.weight"])
+    before, after = (c.autoregressive(CPU, FLOAT).lm_head.weight for c in (source, updated))
+    assert torch.equal(before, after)
+    assert source.weights_hash() != updated.weights_hash()
+
+
+def test_a_failed_write_leaves_the_previous_folder_intact(tmp_path, whole, monkeypatch):
+    folder = shutil.copytree(whole, tmp_path / "model")
+    before = Checkpoint.open(folder).weights_hash()
+
+    def fail(*arguments, **named):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    definition, config = tiny_tokenizer()
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(folder, config, tiny_states(config, 1), definition)
+    assert Checkpoint.open(folder).weights_hash() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_saving_refuses_what_the_configuration_does_not_say(tmp_path):
+    definition, config = tiny_tokenizer()
+    states = tiny_states(config)
+    del states["vae"]["decoder.conv_in.bias"]
+    with pytest.raises(CheckpointError, match=r"vae.*decoder\.conv_in\.bias.*missing"):
+        save_checkpoint(tmp_path / "x", config, states, definition)
+    assert not (tmp_path / "x").exists()
+
+
+def rewrite(file, change):
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+@pytest.mark.parametrize(
+    ("component", "file", "network", "name"),
+    [
+        ("transformer", "diffusion_pytorch_model", "transformer", "proj_out.weight"),
+        ("vae", "diffusion_pytorch_model", "autoencoder", "decoder.conv_in.bias"),
+        ("text_encoder", "model", "glyph_encoder", "encoder.final_layer_norm.weight"),
+        ("vision_language_encoder", "model", "autoregressive", "lm_head.weight"),
+        ("vision_language_encoder", "model", "semantic_tokenizer", "model.vqmodel.quant_conv.weight"),
+    ],
+)
+@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "integers", "truncated", "rubbish", "empty"])
+def test_damage_is_named_by_file_and_tensor(folder, component, file, network, name, damage):
+    path = folder / component / f"{file}.safetensors"
+    expected = name
+    match damage:
+        case "missing":
+            rewrite(path, lambda tensors: tensors.pop(name))
+        case "extra":
+            rewrite(path, lambda tensors: tensors.update({"left.over": torch.zeros(2)}))
+            expected = "left.over"
+        case "shape":
+            rewrite(path, lambda tensors: tensors.update({name: torch.zeros(3, 1, 2)}))
+        case "integers":
+            rewrite(path, lambda tensors: tensors.update({name: tensors[name].int()}))
+        case "truncated":
+            path.write_bytes(path.read_bytes()[:-100])
+            expected = path.name
+        case "rubbish":
+            path.write_bytes(b"\x80\x04rubbish" * 100)
+            expected = path.name
+        case "empty":
+            path.write_bytes(b"")
+            expected = path.name
+    with pytest.raises(CheckpointError) as caught:
+        getattr(Checkpoint.open(folder), network)(device=CPU, dtype=FLOAT)
+    assert expected in str(caught.value)
+    assert component in str(caught.value)
+
+
+def test_pickled_weights_are_never_read(folder):
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(path), folder / "transformer" / "diffusion_pytorch_model.bin")
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.bin.*convert it to safetensors"):
+        Checkpoint.open(folder).transformer(CPU, FLOAT)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    definition, config = tiny_tokenizer()
+    path = save_checkpoint(tmp_path / "x", config, tiny_states(config), definition, max_shard_size="50KB")
+    shard = sorted((path / "transformer").glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=shard.name):
+        Checkpoint.open(path).transformer(CPU, FLOAT)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "model_index.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json",
+        "scheduler/scheduler_config.json", "vision_language_encoder/config.json", "processor/processor_config.json",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("damage", ["missing", "rubbish"])
+def test_missing_and_broken_configuration_is_named(folder, place, damage):
+    path = folder / place
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_text("{not json")
+    with pytest.raises(CheckpointError, match=r"missing|JSON|picture sizes"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "keys", "value", "message"),
+    [
+        ("vision_language_encoder/config.json", ("text_config", "hidden_act"), "relu", "text_config.hidden_act"),
+        ("vision_language_encoder/config.json", ("tie_word_embeddings",), True, "tie_word_embeddings"),
+        ("vision_language_encoder/config.json", ("image_start_token_id",), 7, "image_start_token_id"),
+        ("vision_language_encoder/config.json", ("text_config", "hidden_size"), -1, "text_config.hidden_size"),
+        ("transformer/config.json", ("in_channels",), 5, "transformer.in_channels"),
+        ("vae/config.json", ("act_fn",), "relu", "act_fn"),
+        ("scheduler/scheduler_config.json", ("time_shift_type",), "exponential", "time_shift_type"),
+        ("processor/processor_config.json", ("image_processor", "patch_size"), 14, "patch_size"),
+        ("model_index.json", ("_class_name",), "FluxPipeline", "FluxPipeline"),
+    ],
+)
+def test_settings_that_cannot_be_honoured_are_refused_by_name(folder, place, keys, value, message):
+    path = folder / place
+    data = json.loads(path.read_text())
+    inner = data
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match=message.replace(".", r"\.")):
+        Checkpoint.open(folder)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="not a folder"):
+        Checkpoint.open(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"model_index\.json is missing"):
+        Checkpoint.open(tmp_path)
+
+
+def test_random_weights_are_marked(tmp_path, whole):
+    assert not Checkpoint.open(whole).is_random
+    assert Checkpoint.open(initialize_folder(CONFIG, tmp_path / "random")).is_random
+
+
+def test_initialisation_depends_on_its_seed_alone(tmp_path):
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first = initialize_folder(CONFIG, tmp_path / "a", seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    hashes = [
+        Checkpoint.open(path).weights_hash()
+        for path in (
+            first,
+            initialize_folder(CONFIG, tmp_path / "b", seed=3),
+            initialize_folder(CONFIG, tmp_path / "c"),
+        )
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def reference_shapes(config: ModelConfig) -> dict[str, dict[str, torch.Size]]:
+    """Names and shapes of the reference classes, from their own configuration."""
+    text, vision = config.text_model.model_dump(), config.vision_encoder.model_dump()
+    rope = {name: text.pop(name) for name in ("rope_theta", "partial_rotary_factor", "mrope_section")}
+    rope = {"rope_type": "default", **rope, "mrope_section": list(rope["mrope_section"])}
+    with torch.device("meta"):
+        references = {
+            "vision_language_encoder": GlmImageForConditionalGeneration(
+                GlmImageConfig(
+                    text_config={**text, "rope_parameters": rope},
+                    vision_config=vision,
+                    vq_config=config.quantizer.model_dump(),
+                )
+            ),
+            "transformer": GlmImageTransformer2DModel(**config.transformer.model_dump()),
+            "vae": AutoencoderKL(**config.autoencoder.arguments()),
+            "text_encoder": T5EncoderModel(T5Config(**config.glyph_encoder.model_dump())),
+        }
+    return {
+        component: {name: tensor.shape for name, tensor in network.state_dict().items()}
+        for component, network in references.items()
+    }
+
+
+@pytest.mark.parametrize("size", ["nano", "base", "glm-image-9b"])
+def test_every_parameter_of_every_size_has_the_references_name_and_shape(size):
+    config = load_yaml(f"configs/{size}/model.yaml", ModelConfig)
+    with torch.device("meta"):
+        networks = meta_networks(config)
+    ours = {
+        component: {name: tensor.shape for name, tensor in network.state_dict().items()}
+        for component, network in networks.items()
+    }
+    assert ours == reference_shapes(config)
+
+
+def test_the_released_dimensions_are_the_defaults():
+    assert load_yaml("configs/glm-image-9b/model.yaml", ModelConfig) == ModelConfig()
+
+
+def test_sizes_are_those_that_the_configurations_promise():
+    total = {
+        size: sum(network.parameters for network in network_sizes(load_yaml(f"configs/{size}/model.yaml", ModelConfig)))
+        for size in ("nano", "base", "glm-image-9b")
+    }
+    assert total["nano"] <= 20e6
+    assert 0.9e9 < total["base"] < 1.1e9
+    assert 17e9 < total["glm-image-9b"] < 18e9
