@@ -1,0 +1,66 @@
+"""arimage: generate and edit pictures with hybrid autoregressive and diffusion models.
+
+    import arimage
+
+    arimage.generate("a red fox on a blue background")[0].save("fox.png")
+    arimage.edit("photo.jpg", "make the sky pink", mask="sky.png")[0].save("pink.png")
+
+Importing this module is instant: PyTorch and everything else is imported when it is first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from arimage.autoregressive.sampling import TokenSampling
+    from arimage.engine import Preview, Progress
+    from arimage.errors import ArimageError, Cancelled, CheckpointError, InputImageError, UsageError
+    from arimage.pipeline import GeneratedImage, ImagePipeline, edit, generate, load
+    from arimage.recipe import Recipe
+
+_HOMES = {
+    "ArimageError": "arimage.errors",
+    "Cancelled": "arimage.errors",
+    "CheckpointError": "arimage.errors",
+    "GeneratedImage": "arimage.pipeline",
+    "ImagePipeline": "arimage.pipeline",
+    "InputImageError": "arimage.errors",
+    "Preview": "arimage.engine",
+    "Progress": "arimage.engine",
+    "Recipe": "arimage.recipe",
+    "TokenSampling": "arimage.autoregressive.sampling",
+    "UsageError": "arimage.errors",
+    "edit": "arimage.pipeline",
+    "generate": "arimage.pipeline",
+    "load": "arimage.pipeline",
+}
+
+__all__ = [
+    "ArimageError",
+    "Cancelled",
+    "CheckpointError",
+    "GeneratedImage",
+    "ImagePipeline",
+    "InputImageError",
+    "Preview",
+    "Progress",
+    "Recipe",
+    "TokenSampling",
+    "UsageError",
+    "edit",
+    "generate",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'arimage' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

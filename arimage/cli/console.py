@@ -1,0 +1,108 @@
+"""What a command says while it works: notes, progress, results."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from arimage.engine import Progress
+    from arimage.pipeline import ImagePipeline
+
+STAGES = {"tokens": ("visual tokens", "tokens"), "diffusion": ("diffusion", "steps")}
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Console:
+    """Speaks on standard error, so that standard output stays for results."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    def note(self, text: str) -> None:
+        """One line that is worth knowing."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def warn_of_random_weights(self, pipeline: "ImagePipeline") -> None:
+        """A model that was never trained makes noise; nobody should wonder why."""
+        if pipeline.checkpoint.is_random:
+            self.note(
+                f"note: {pipeline.checkpoint.name} was never trained: its pictures are noise, and their recipes say so"
+            )
+
+    @contextmanager
+    def progress(self) -> "Iterator[ProgressDisplay]":
+        """A display for one call: bars on a terminal, plain lines elsewhere."""
+        if self.quiet:
+            yield ProgressDisplay()
+        elif sys.stderr.isatty():
+            with _bars() as display:
+                yield display
+        else:
+            yield _Lines()
+
+
+class ProgressDisplay:
+    """Takes progress and shows nothing."""
+
+    def __call__(self, progress: "Progress") -> None:
+        return
+
+
+class _Lines(ProgressDisplay):
+    def __init__(self) -> None:
+        self.stage = ""
+        self.started = self.spoke = 0.0
+
+    def __call__(self, progress: "Progress") -> None:
+        now = time.monotonic()
+        if progress.stage != self.stage:
+            self.stage, self.started, self.spoke = progress.stage, now, now
+        if progress.done < progress.total and now - self.spoke < SECONDS_BETWEEN_LINES:
+            return
+        self.spoke = now
+        name, unit = STAGES[progress.stage]
+        rate = progress.done / max(now - self.started, 1e-3)
+        left = (progress.total - progress.done) / max(rate, 1e-6)
+        line = f"{name}: {progress.done}/{progress.total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left"
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _bars() -> Iterator[ProgressDisplay]:
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=RichConsole(stderr=True),
+    )
+
+    class Display(ProgressDisplay):
+        def __init__(self) -> None:
+            self.tasks: dict[str, Any] = {}
+            self.started: dict[str, float] = {}
+
+        def __call__(self, progress: "Progress") -> None:
+            name, unit = STAGES[progress.stage]
+            if progress.stage not in self.tasks or progress.done < bars.tasks[self.tasks[progress.stage]].completed:
+                self.tasks[progress.stage] = bars.add_task(name, total=progress.total, rate="")
+                self.started[progress.stage] = time.monotonic()
+            rate = progress.done / max(time.monotonic() - self.started[progress.stage], 1e-3)
+            bars.update(self.tasks[progress.stage], completed=progress.done, rate=f"{rate:.1f} {unit}/s")
+
+    with bars:
+        yield Display()
+
+
+def print_json(data: object) -> None:
+    """Results for scripts."""
+    print(json.dumps(data, ensure_ascii=False, indent=2))

@@ -1,0 +1,87 @@
+"""``arimage``: the commands, and what happens when one fails."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from arimage.cli import edit as edit_command
+from arimage.cli import generate as generate_command
+from arimage.cli import model as model_commands
+from arimage.cli import provenance
+
+INTERRUPTED = 130
+WRONG_USAGE = 2
+
+app = typer.Typer(
+    name="arimage",
+    help='Generate and edit pictures. Start with: arimage generate "a red fox on a blue background"',
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("generate")(generate_command.generate)
+app.command("edit")(edit_command.edit)
+app.command("inspect")(provenance.inspect)
+app.command("reproduce")(provenance.reproduce)
+app.command("info")(model_commands.info)
+app.command("init")(model_commands.init)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import arimage
+
+        print(f"arimage {arimage.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["ARIMAGE_DEBUG"] = "1"
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = app(arguments, prog_name="arimage", standalone_mode=False)
+    except BaseException as error:
+        if debug and not isinstance(error, SystemExit):
+            raise
+        sys.exit(_explain(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: BaseException) -> int:
+    """Say what went wrong in one line; the exit code."""
+    from arimage.errors import ArimageError
+
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return _say("interrupted", INTERRUPTED)
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    if isinstance(error, ArimageError):
+        return _say(str(error), error.exit_code)
+    if hasattr(error, "format_message"):  # what the parser raises, whichever click typer brings
+        return _say(error.format_message(), WRONG_USAGE)
+    if isinstance(error, BrokenPipeError):
+        sys.stderr.close()
+        return 1
+    return _say(f"{type(error).__name__}: {error} (unexpected; run again with --debug for details)", 1)
+
+
+def _say(message: str, code: int) -> int:
+    print(f"arimage: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,111 @@
+"""``arimage init`` and ``arimage info``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from arimage.cli import options
+
+if TYPE_CHECKING:
+    from arimage.configuration import ModelConfig
+
+
+def init(
+    config: Annotated[Path, typer.Argument(help="A model.yaml, for example configs/nano/model.yaml.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write; it must not exist.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, for example text_model.num_hidden_layers=4.")
+    ] = None,
+    from_glm4: Annotated[
+        Path | None, typer.Option("--from-glm4", help="GLM-4 checkpoint folder to take the text model from.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="A tokenizer.json to take over.")] = None,
+    corpus: Annotated[
+        Path | None, typer.Option("--corpus", help="Captions, one a line, to train a tokenizer on.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", "-s", help="Of the random weights.", min=0)] = 0,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "bfloat16",
+) -> None:
+    """Write a checkpoint folder to start training from.
+
+    arimage init configs/nano/model.yaml -o runs/start
+
+    arimage init configs/glm-image-9b/model.yaml --from-glm4 GLM-4-9B-0414 -o runs/start
+    """
+    from arimage.configuration import ModelConfig, load_yaml
+    from arimage.errors import UsageError
+    from arimage.initialization import initialize_folder, read_corpus
+
+    if output.exists():
+        raise UsageError(f"{output} exists already; choose another folder or remove it")
+    if dtype not in ("float32", "bfloat16"):
+        raise UsageError(f"--dtype must be float32 or bfloat16, got {dtype!r}")
+    import torch
+
+    initialize_folder(
+        load_yaml(config, ModelConfig, overrides or []),
+        output,
+        seed=seed,
+        glm4=from_glm4,
+        tokenizer=tokenizer,
+        corpus=None if corpus is None else read_corpus(corpus),
+        dtype=getattr(torch, dtype),
+    )
+    print(output)
+
+
+def info(
+    model: Annotated[Path | None, typer.Argument(help="Checkpoint folder or model.yaml; the embedded model.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Show parameters and memory of each network.
+
+    arimage info
+
+    arimage info configs/glm-image-9b/model.yaml
+    """
+    from arimage.information import network_sizes
+
+    name, config, is_random = _read(model)
+    sizes = network_sizes(config)
+    if json:
+        from arimage.cli.console import print_json
+
+        print_json(
+            {
+                "model": name,
+                "random_weights": is_random,
+                "parameters": sum(size.parameters for size in sizes),
+                "networks": {size.network: size.parameters for size in sizes},
+                "config": config.model_dump(mode="json"),
+            }
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=name + (" (never trained)" if is_random else ""))
+    table.add_column("network")
+    for column in ("parameters", "bf16", "fp32"):
+        table.add_column(column, justify="right")
+    rows = [(size.network, size.parameters) for size in sizes]
+    for network, parameters in [*rows, ("all", sum(size.parameters for size in sizes))]:
+        memory = [_memory(parameters * width) for width in (2, 4)]
+        table.add_row(network, f"{parameters / 1e6:,.1f} M", *memory)
+    Console().print(table)
+
+
+def _memory(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _read(model: Path | None) -> "tuple[str, ModelConfig, bool]":
+    from arimage.checkpoint import Checkpoint
+    from arimage.configuration import ModelConfig, load_yaml
+    from arimage.embedded import embedded_folder
+
+    if model is not None and model.suffix in (".yaml", ".yml"):
+        return str(model), load_yaml(model, ModelConfig), False
+    checkpoint = Checkpoint.open(embedded_folder() if model is None else model)
+    return checkpoint.name, checkpoint.config, checkpoint.is_random

@@ -1,0 +1,84 @@
+"""``arimage inspect`` and ``arimage reproduce``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from arimage.cli import options
+
+
+def inspect(
+    picture: Annotated[Path, typer.Argument(help="A picture that arimage wrote.")],
+    json: options.Json = False,
+) -> None:
+    """Show how a picture was made.
+
+    arimage inspect fox.png
+    """
+    from arimage.output import read_recipe
+
+    recipe = read_recipe(picture)
+    if recipe is None:
+        if json:
+            print("null")
+        else:
+            print(f"{picture} carries no arimage recipe: it was made by something else, or with --no-recipe")
+        return
+    if json:
+        print(recipe.model_dump_json(indent=2))
+        return
+    for name, value in recipe.model_dump(mode="json").items():
+        if value not in (None, [], {}):
+            print(f"{name}: {value}")
+
+
+def reproduce(
+    picture: Annotated[Path, typer.Argument(help="A picture that arimage wrote.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the new picture.")] = None,
+    input: Annotated[
+        list[Path] | None, typer.Option("--input", help="A picture that went into it, if it was moved; in order.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option("--mask", help="Its mask, if it was moved.")] = None,
+    model: options.Model = None,
+    device: options.Device = None,
+    dtype: options.DataType = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Make a picture again from its recipe, and say whether every pixel is the same.
+
+    arimage reproduce fox.png
+    """
+    from arimage.cli.console import Console, print_json
+    from arimage.errors import ArimageError
+    from arimage.output import output_format, read_recipe
+
+    if output is not None:
+        output_format(output)
+    recipe = read_recipe(picture)
+    if recipe is None:
+        raise ArimageError(f"{picture} carries no recipe, so it cannot be made again")
+    console = Console(quiet)
+    from arimage.pipeline import load
+    from arimage.reproduce import compare
+    from arimage.reproduce import reproduce as make_again
+
+    pipeline = load(model, device=device, dtype=dtype)
+    if pipeline.checkpoint.weights_hash() != recipe.weights_sha256:
+        console.note(f"note: made with other weights ({recipe.model}); --model names the folder to use")
+    made = make_again(recipe, pipeline, list(input or []), mask)
+    result = compare(picture, made, recipe)
+    if output is not None:
+        made.save(output)
+    if json:
+        print_json({"identical": result.identical, "changed_pixels": result.changed_pixels,
+                    "largest_difference": result.largest_difference, "reasons": list(result.reasons)})  # fmt: skip
+    elif result.identical:
+        print("identical: every pixel is the same")
+    else:
+        print(f"not identical: {result.changed_pixels} pixels differ, by at most {result.largest_difference}")
+        for reason in result.reasons or ("nothing in the recipe differs",):
+            print(f"  {reason}")
+    if not result.identical:
+        raise typer.Exit(1)

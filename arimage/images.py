@@ -1,0 +1,182 @@
+"""Opening pictures that people have: any common format, mode and orientation, and files that are not what they say."""
+
+import hashlib
+import io
+import os
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from arimage.errors import InputImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp")
+MAX_PIXELS = 178_956_970
+DECODING_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, OverflowError, MemoryError,
+    struct.error, zlib.error, Image.DecompressionBombError, NotImplementedError,
+)  # fmt: skip
+PictureInput = str | os.PathLike[str] | bytes | Image.Image
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An opened picture, upright.
+
+    Attributes:
+        rgb: its colours, mode RGB; transparent pixels keep the colours that they have.
+        alpha: mode L, or None when it is opaque.
+        icc_profile: the profile that its colours are in, or None.
+        path: where it came from, or None.
+        notices: what a user should know (a first frame was taken, a profile was dropped).
+    """
+
+    rgb: Image.Image
+    alpha: Image.Image | None = None
+    icc_profile: bytes | None = None
+    path: str | None = None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.rgb.height, self.rgb.width
+
+    def flattened(self) -> Image.Image:
+        """RGB over white, as the networks see it."""
+        if self.alpha is None:
+            return self.rgb
+        white = Image.new("RGB", self.rgb.size, "white")
+        white.paste(self.rgb, mask=self.alpha)
+        return white
+
+    def sha256(self) -> str:
+        """Hash of size, colours and alpha (hex)."""
+        digest = hashlib.sha256(f"{self.rgb.size}".encode())
+        digest.update(self.rgb.tobytes())
+        if self.alpha is not None:
+            digest.update(self.alpha.tobytes())
+        return digest.hexdigest()
+
+
+def open_picture(source: PictureInput, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Open a picture from a file, bytes or a Pillow image.
+
+    Raises:
+        InputImageError: it cannot be used; the message names the file and the reason.
+    """
+    if isinstance(source, Image.Image):
+        return _prepare(source, None, "the picture", max_pixels)
+    if isinstance(source, bytes):
+        return _decode(io.BytesIO(source), None, "the picture", max_pixels)
+    path = Path(source)
+    try:
+        with path.open("rb") as file:
+            return _decode(file, str(path), str(path), max_pixels)
+    except IsADirectoryError:
+        raise InputImageError(f"{path} is a folder, not a picture") from None
+    except FileNotFoundError:
+        raise InputImageError(f"{path} does not exist") from None
+    except OSError as error:
+        raise InputImageError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _decode(file: io.BufferedIOBase, path: str | None, name: str, max_pixels: int) -> Picture:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(file, formats=FORMATS)  # type: ignore[arg-type]
+        except UnidentifiedImageError:
+            raise InputImageError(f"{name} is not a picture in a known format ({', '.join(FORMATS)})") from None
+        except DECODING_ERRORS as error:
+            raise InputImageError(f"{name} is damaged: {_reason(error)}") from None
+        return _prepare(image, path, name, max_pixels)
+
+
+def _prepare(image: Image.Image, path: str | None, name: str, max_pixels: int) -> Picture:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise InputImageError(f"{name} has no pixels ({width}x{height})")
+    if width * height > max_pixels:
+        raise InputImageError(
+            f"{name} has {width}x{height} pixels, the limit is {max_pixels}; make it smaller or raise the limit"
+        )
+    notices = []
+    try:
+        if getattr(image, "is_animated", False):
+            notices.append(f"{name} has several frames: the first is used")
+            image.seek(0)
+        image.load()
+        profile = image.info.get("icc_profile")
+        image = ImageOps.exif_transpose(image)
+        alpha = _alpha(image)
+        rgb, profile, notice = _rgb(image, profile, name)
+    except DECODING_ERRORS as error:
+        raise InputImageError(f"{name} is damaged: {_reason(error)}") from None
+    return Picture(rgb, alpha, profile, path, (*notices, *([notice] if notice else [])))
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        alpha = image.convert("RGBA").getchannel("A")
+        return None if alpha.getextrema() == (255, 255) else alpha
+    return None
+
+
+def _rgb(image: Image.Image, profile: bytes | None, name: str) -> tuple[Image.Image, bytes | None, str | None]:
+    """Colours as RGB, the profile that they are in, and what was lost."""
+    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
+        return _grey(np.asarray(image).astype(np.float64) / 257), None, None
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        return _grey(values * 255 if values.max(initial=0) <= 1 else values), None, None
+    if image.mode == "CMYK" and profile:
+        converted = _from_cmyk(image, profile)
+        if converted is not None:
+            return converted, None, None
+    if image.mode in ("P", "PA", "LA", "La", "RGBa", "RGBA"):
+        return image.convert("RGBA").convert("RGB"), profile, None
+    if image.mode in ("RGB",):
+        return image.copy(), profile, None
+    lost = f"{name}: its {image.mode} colour profile is dropped, the colours are read as sRGB" if profile else None
+    return image.convert("RGB"), None, lost
+
+
+def _grey(values: np.ndarray) -> Image.Image:
+    """RGB from brightness, 0 to 255."""
+    return Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8)).convert("RGB")
+
+
+def _from_cmyk(image: Image.Image, profile: bytes) -> Image.Image | None:
+    try:
+        return ImageCms.profileToProfile(
+            image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    except (ImageCms.PyCMSError, OSError):
+        return None
+
+
+def open_mask(source: PictureInput, size: tuple[int, int], polarity: str = "white") -> Image.Image:
+    """A mask for a picture of (height, width) pixels: mode L, 255 where it may change.
+
+    A mask with transparent pixels is read as OpenAI's API reads it: transparent may change. Otherwise white may
+    change. ``polarity="black"`` turns either round. Any size is scaled to the picture's, without grey levels.
+    """
+    picture = open_picture(source)
+    if picture.alpha is not None:
+        editable = picture.alpha.point(lambda value: 255 if value < 128 else 0)
+    else:
+        editable = picture.rgb.convert("L").point(lambda value: 255 if value > 127 else 0)
+    if polarity == "black":
+        editable = ImageOps.invert(editable)
+    height, width = size
+    return editable.resize((width, height), Image.Resampling.NEAREST)
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

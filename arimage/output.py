@@ -1,0 +1,177 @@
+"""Writing pictures: recipe and provenance in the file, and never half a file.
+
+Recipes are kept where each format keeps text (PNG: an ``iTXt`` chunk; JPEG and WebP: EXIF ``UserComment``). Pictures
+are marked as made by a model in XMP, with IPTC's digital source type.
+"""
+
+import io
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import ExifTags, Image, PngImagePlugin
+
+from arimage.errors import ArimageError, UsageError, nearest
+from arimage.images import DECODING_ERRORS
+from arimage.recipe import Recipe
+
+RECIPE_KEY = "arimage"
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+USER_COMMENT_HEADER = b"ASCII\0\0\0"
+
+
+def output_format(path: Path) -> str:
+    """The format that a file name asks for.
+
+    Raises:
+        UsageError: the suffix is not one of those that can be written.
+    """
+    if path.suffix.lower() not in FORMATS:
+        hint = nearest(path.suffix.lower(), FORMATS)
+        raise UsageError(f"cannot write {path.name}: the suffix must be one of {', '.join(FORMATS)}{hint}")
+    return FORMATS[path.suffix.lower()]
+
+
+def save_picture(
+    image: Image.Image,
+    path: str | os.PathLike[str],
+    recipe: Recipe | None = None,
+    *,
+    ai_mark: str | None = "trainedAlgorithmicMedia",
+    icc_profile: bytes | None = None,
+    quality: int = 95,
+) -> Path:
+    """Write a picture whole or not at all; what was there before stays until then.
+
+    Args:
+        path: ``.png``, ``.jpg``, ``.jpeg`` or ``.webp``. JPEG has no transparency: it is put on white.
+        recipe: to carry in the file.
+        ai_mark: IPTC digital source type, or None for no mark.
+        quality: of JPEG and WebP, 1 to 100.
+
+    Raises:
+        UsageError: the suffix cannot be written.
+        ArimageError: the file cannot be written.
+    """
+    path = Path(path)
+    kind = output_format(path)
+    options: dict[str, object] = {"format": kind}
+    if icc_profile:
+        options["icc_profile"] = icc_profile
+    xmp = _xmp(ai_mark) if ai_mark else None
+    if kind == "PNG":
+        text = PngImagePlugin.PngInfo()
+        if recipe is not None:
+            text.add_itxt(RECIPE_KEY, recipe.to_json())
+        if xmp is not None:
+            text.add_itxt("XML:com.adobe.xmp", xmp)
+        options["pnginfo"] = text
+    else:
+        options.update(quality=quality)
+        if recipe is not None:
+            options["exif"] = _exif(recipe)
+        if xmp is not None:
+            options["xmp"] = xmp.encode()
+    if kind == "JPEG" and image.mode != "RGB":
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        image = white
+    buffer = io.BytesIO()
+    image.save(buffer, **options)  # type: ignore[arg-type]
+    write_whole(path, buffer.getvalue())
+    return path
+
+
+def write_whole(path: Path, contents: bytes) -> None:
+    """Write a file under a temporary name and rename it.
+
+    Raises:
+        ArimageError: it cannot be written; the message names it.
+    """
+    name = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
+        ) as file:
+            name = file.name
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+        name = None
+    except OSError as error:
+        raise ArimageError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
+
+
+def contact_sheet(images: Sequence[Image.Image], gap: int = 8) -> Image.Image:
+    """Pictures side by side, in rows as square as possible, on white."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    width, height = max(image.width for image in images), max(image.height for image in images)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
+    for i, image in enumerate(images):
+        place = (gap + i % columns * (width + gap), gap + i // columns * (height + gap))
+        sheet.paste(image, place, image.getchannel("A") if image.mode == "RGBA" else None)
+    return sheet
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe | None:
+    """The recipe that a picture carries, or None when it has none.
+
+    Raises:
+        ArimageError: the file is no picture, or its recipe is damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.format == "PNG":
+                image.load()
+                text = getattr(image, "text", {}).get(RECIPE_KEY)
+            else:
+                comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+                text = _comment_text(comment)
+    except FileNotFoundError:
+        raise ArimageError(f"{path} does not exist") from None
+    except DECODING_ERRORS as error:
+        raise ArimageError(f"{path} is not a readable picture: {error}") from None
+    return None if text is None else Recipe.from_json(text, str(path))
+
+
+def _comment_text(comment: object) -> str | None:
+    raw = comment if isinstance(comment, bytes) else str(comment).encode("ascii", "replace")
+    if not raw.startswith(USER_COMMENT_HEADER):
+        return None
+    text = raw.removeprefix(USER_COMMENT_HEADER).decode("ascii", "replace")
+    return text if text.startswith("{") and '"weights_sha256"' in text else None
+
+
+def _exif(recipe: Recipe) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = f"arimage {recipe.arimage}"
+    exif[ExifTags.Base.ImageDescription] = recipe.prompt.encode("ascii", "replace").decode()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = USER_COMMENT_HEADER + recipe.to_json().encode()
+    return exif
+
+
+def _xmp(source_type: str) -> str:
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
+        'xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:CreatorTool="arimage" '
+        f'Iptc4xmpExt:DigitalSourceType="{SOURCE_TYPE}{source_type}"/>'
+        '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

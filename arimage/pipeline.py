@@ -1,0 +1,444 @@
+"""The front doors: :func:`load`, :func:`generate`, :func:`edit`, and :class:`ImagePipeline` behind them."""
+
+import os
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack, cast
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import arimage
+from arimage.autoregressive.sampling import TokenSampling
+from arimage.canvas import Canvas, Margins, make_canvas
+from arimage.checkpoint import Checkpoint
+from arimage.embedded import embedded_folder
+from arimage.engine import Engine, EngineImage, ImageRequest, Preview, Progress, Settings
+from arimage.errors import Cancelled, UsageError, nearest
+from arimage.images import Picture, PictureInput, open_picture
+from arimage.networks import Networks, Placement, choose_device, choose_dtype
+from arimage.output import save_picture
+from arimage.recipe import Recipe, Source
+from arimage.sizes import Size, parse_size
+from tokenizer.image_size import reference_size
+
+Tier = Literal["lossless", "fast"]
+TIERS: dict[str, dict[str, Any]] = {
+    "lossless": {"steps": 50, "guidance": 1.5},
+    "fast": {"steps": 20, "guidance": 1.5},
+}
+MAX_SEED = 2**63
+MAX_PROMPT_TOKENS = 4096
+
+
+class Options(TypedDict, total=False):
+    """How pictures are made; every option may be left out.
+
+    Attributes:
+        tier: ``lossless`` (the default: 50 steps, as the reference) or ``fast`` (20 steps: fewer than the reference
+            takes, so the picture differs). ``steps`` and ``guidance`` override either.
+        steps: diffusion steps, 1 to 1000.
+        guidance: of the decoder, at least 1 (1 is none).
+        guidance_interval: (low, high) noise levels in 0 to 1 between which the decoder is guided.
+        dynamic_thresholding: percentile in (0, 1] to which clean estimates are clipped.
+        negative_text: text to keep from appearing.
+        temperature, top_p, top_k, min_p, token_guidance: how visual tokens are drawn, see
+            :class:`arimage.TokenSampling`.
+        on_progress: called after every token and diffusion step.
+        on_preview: called with cheap looks at the picture under way.
+        cancel: when this event is set, the call ends with :class:`arimage.Cancelled`.
+    """
+
+    tier: Tier
+    steps: int
+    guidance: float
+    guidance_interval: tuple[float, float]
+    dynamic_thresholding: float | None
+    negative_text: str
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    token_guidance: float
+    on_progress: Callable[[Progress], None] | None
+    on_preview: Callable[[Preview], None] | None
+    cancel: threading.Event | None
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A picture and how it was made.
+
+    Attributes:
+        image: RGB, or RGBA where an edited picture keeps its transparency.
+        recipe: everything needed to make it again; it is written into the file.
+        tokens: (h, w) visual tokens.
+        preview_tokens: the preview grid, None for edits.
+        icc_profile: of the edited picture, kept.
+        notices: what should be known about the inputs.
+    """
+
+    image: Image.Image
+    recipe: Recipe
+    tokens: Tensor
+    preview_tokens: Tensor | None = None
+    icc_profile: bytes | None = field(default=None, repr=False)
+    notices: tuple[str, ...] = ()
+
+    def save(self, path: str | os.PathLike[str], *, recipe: bool = True, ai_mark: bool = True) -> Path:
+        """Write it as PNG, JPEG or WebP, whole or not at all; see :func:`arimage.output.save_picture`."""
+        kind = "trainedAlgorithmicMedia" if self.recipe.task == "generate" else "compositeWithTrainedAlgorithmicMedia"
+        return save_picture(
+            self.image,
+            path,
+            self.recipe if recipe else None,
+            ai_mark=kind if ai_mark else None,
+            icc_profile=self.icc_profile,
+        )
+
+
+class ImagePipeline:
+    """A loaded model. Networks are read when they are first needed.
+
+    Args:
+        checkpoint: an opened folder.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``; None takes a GPU when there is one.
+        dtype: None is fp32 on a CPU and bf16 on a GPU.
+        placement: ``resident`` keeps networks, ``sequential`` holds one at a time.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        placement: Placement = "resident",
+    ) -> None:
+        chosen = choose_device(device)
+        self.checkpoint = checkpoint
+        self.networks = Networks(checkpoint, chosen, choose_dtype(dtype, chosen), placement)
+        self.engine = Engine(self.networks)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        size: Size = None,
+        images_per_prompt: int = 1,
+        seed: int | None = None,
+        references: Sequence[PictureInput] = (),
+        **options: Unpack[Options],
+    ) -> list[GeneratedImage]:
+        """Make pictures from text, and from references that the text speaks of.
+
+        Args:
+            prompt: one or several; what stands in quotes is written into the picture.
+            size: a side for a square, (width, height), ``"640x480"``, or an aspect such as ``"landscape"``; sides
+                are multiples of 32. None is the model's usual square.
+            images_per_prompt: at least 1.
+            seed: of the first picture; the i-th uses ``seed + i``. None draws one, which the recipe records.
+            references: pictures of any size for every prompt (style, identity, objects to combine).
+            **options: see :class:`Options`.
+
+        Returns:
+            ``images_per_prompt`` pictures for each prompt, in order.
+
+        Raises:
+            UsageError: an argument is wrong.
+            InputImageError: a reference cannot be used.
+            Cancelled: ``cancel`` was set.
+        """
+        prompts = _prompts(prompt)
+        opened = [open_picture(reference) for reference in references]
+        working = parse_size(size, self.engine.limits)
+        shared = tuple(picture.flattened() for picture in opened)
+        requests = [
+            ImageRequest(text, working, number, references=shared)
+            for text, number in _numbered(prompts, images_per_prompt, seed)
+        ]
+        return self._run("generate", requests, opened, options)
+
+    def edit(
+        self,
+        image: PictureInput | Sequence[PictureInput],
+        prompt: str = "",
+        *,
+        mask: PictureInput | None = None,
+        mask_polarity: Literal["white", "black"] = "white",
+        outpaint: Margins | None = None,
+        strength: float = 1.0,
+        size: Size = None,
+        images_per_prompt: int = 1,
+        seed: int | None = None,
+        **options: Unpack[Options],
+    ) -> list[GeneratedImage]:
+        """Edit a picture by an instruction; without one, make a variation of it.
+
+        Args:
+            image: the picture to edit, or several: the first is edited, the others are references.
+            prompt: the instruction.
+            mask: where the picture may change; everything else stays bit for bit.
+            mask_polarity: which colour of the mask may change.
+            outpaint: pixels to add at the left, top, right and bottom.
+            strength: in (0, 1]; below 1 the new picture starts from the old one.
+            size: of the result, as in :meth:`generate`; by default the picture's own.
+            images_per_prompt, seed, **options: as in :meth:`generate`.
+
+        Raises:
+            UsageError: an argument is wrong, or two do not go together.
+            InputImageError: a picture or the mask cannot be used.
+            Cancelled: ``cancel`` was set.
+        """
+        if not isinstance(prompt, str):
+            raise UsageError(f"edit takes one instruction, a string; got {type(prompt).__name__}")
+        single = isinstance(image, (str, os.PathLike, bytes, Image.Image))
+        sources = cast("list[PictureInput]", [image] if single else list(cast("Sequence[PictureInput]", image)))
+        if not sources:
+            raise UsageError("edit needs at least one picture")
+        opened = [open_picture(source) for source in sources]
+        canvas = make_canvas(opened[0], mask, mask_polarity, outpaint)
+        if size is not None and canvas.mask is not None:
+            raise UsageError("size does not go with a mask or outpaint: what is protected keeps its own size")
+        if size is None:
+            working = reference_size(*canvas.size, self.engine.limits)
+            output = canvas.size
+        else:
+            working = output = parse_size(size, self.engine.limits)
+        shared = tuple(picture.flattened() for picture in opened)
+        needs_canvas = canvas.mask is not None or strength < 1
+        requests = [
+            ImageRequest(
+                text,
+                working,
+                number,
+                references=shared,
+                canvas=canvas.networks if needs_canvas else None,
+                mask=canvas.mask,
+                output_size=output,
+            )
+            for text, number in _numbered([prompt], images_per_prompt, seed)
+        ]
+        extras = {
+            "mask": None if mask is None else _source(open_picture(mask)),
+            "mask_polarity": mask_polarity,
+            "outpaint": outpaint,
+        }
+        return self._run("edit", requests, opened, options, canvas, strength, extras)
+
+    def _run(
+        self,
+        task: Literal["generate", "edit"],
+        requests: Sequence[ImageRequest],
+        opened: Sequence[Picture],
+        options: Options,
+        canvas: Canvas | None = None,
+        strength: float = 1.0,
+        extras: dict[str, Any] | None = None,
+    ) -> list[GeneratedImage]:
+        tier, settings = _settings(options, strength)
+        self._check(requests, settings)
+        cancel = options.get("cancel")
+        on_progress, on_preview = options.get("on_progress"), options.get("on_preview")
+
+        def watched(progress: Progress) -> None:
+            if cancel is not None and cancel.is_set():
+                raise Cancelled(f"cancelled at {progress.stage} {progress.done} of {progress.total}")
+            if on_progress is not None:
+                on_progress(progress)
+
+        images = self.engine.run(requests, settings, watched, on_preview)
+        notices = tuple(notice for picture in opened for notice in picture.notices)
+        sources = tuple(_source(picture) for picture in opened)
+        finished = []
+        for request, made in zip(requests, images):
+            image = made.image if canvas is None else canvas.finish(made.image)
+            recipe = self._recipe(task, request, settings, tier, sources, image, extras or {})
+            finished.append(_generated(image, recipe, made, opened if task == "edit" else (), notices))
+        return finished
+
+    def _check(self, requests: Sequence[ImageRequest], settings: Settings) -> None:
+        """What depends on the model: steps and the length of prompts."""
+        most = self.engine.config.scheduler.num_train_timesteps
+        if settings.steps > most:
+            raise UsageError(f"steps must lie in 1..{most}, got {settings.steps}")
+        for prompt in {request.prompt for request in requests}:
+            tokens = len(self.engine.vocabulary.encode(prompt))
+            if tokens > MAX_PROMPT_TOKENS:
+                raise UsageError(f"the prompt has {tokens} tokens, at most {MAX_PROMPT_TOKENS} are read: shorten it")
+
+    def _recipe(
+        self,
+        task: Literal["generate", "edit"],
+        request: ImageRequest,
+        settings: Settings,
+        tier: Tier,
+        sources: tuple[Source, ...],
+        image: Image.Image,
+        extras: dict[str, Any],
+    ) -> Recipe:
+        return Recipe(
+            arimage=arimage.__version__,
+            model=self.checkpoint.name,
+            weights_sha256=self.checkpoint.weights_hash(),
+            random_weights=self.checkpoint.is_random,
+            task=task,
+            prompt=request.prompt,
+            seed=request.seed,
+            size=request.size[::-1],
+            output_size=image.size,
+            settings=_flat(settings),
+            references=sources,
+            tier=tier,
+            device=str(self.networks.device),
+            dtype=str(self.networks.dtype).removeprefix("torch."),
+            torch=torch.__version__,
+            **extras,
+        )
+
+
+def _generated(
+    image: Image.Image, recipe: Recipe, made: EngineImage, edited: Sequence[Picture], notices: tuple[str, ...]
+) -> GeneratedImage:
+    profile = edited[0].icc_profile if edited else None
+    return GeneratedImage(image, recipe, made.tokens, made.preview_tokens, profile, notices)
+
+
+def _prompts(prompt: str | Sequence[str]) -> list[str]:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts or not all(isinstance(text, str) for text in prompts):
+        raise UsageError("prompt must be a text or a list of texts, at least one")
+    return prompts
+
+
+def _numbered(prompts: Sequence[str], images_per_prompt: int, seed: int | None) -> list[tuple[str, int]]:
+    """Each picture's prompt and seed."""
+    if not isinstance(images_per_prompt, int) or images_per_prompt < 1:
+        raise UsageError(f"images_per_prompt must be a whole number of at least 1, got {images_per_prompt!r}")
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    texts = [text for text in prompts for _ in range(images_per_prompt)]
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED - len(texts):
+        raise UsageError(f"seed must be a whole number in 0..2**63-1, room for every picture included; got {seed!r}")
+    return [(text, seed + i) for i, text in enumerate(texts)]
+
+
+def _settings(options: Options, strength: float) -> tuple[Tier, Settings]:
+    for name in options:
+        if name not in Options.__annotations__:
+            hint = nearest(name, Options.__annotations__)
+            raise UsageError(f"there is no option {name!r}{hint}")
+    tier = options.get("tier", "lossless")
+    if tier not in TIERS:
+        raise UsageError(f"tier must be one of {', '.join(TIERS)}, got {tier!r}")
+    default = TokenSampling()
+    try:
+        tokens = TokenSampling(
+            temperature=options.get("temperature", default.temperature),
+            top_p=options.get("top_p", default.top_p),
+            top_k=options.get("top_k", default.top_k),
+            min_p=options.get("min_p", default.min_p),
+            guidance=options.get("token_guidance", default.guidance),
+        )
+        return tier, Settings(
+            steps=options.get("steps", TIERS[tier]["steps"]),
+            guidance=options.get("guidance", TIERS[tier]["guidance"]),
+            guidance_interval=options.get("guidance_interval", (0.0, 1.0)),
+            dynamic_thresholding=options.get("dynamic_thresholding"),
+            strength=strength,
+            negative_text=options.get("negative_text", ""),
+            tokens=tokens,
+        )
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from None
+
+
+def _flat(settings: Settings) -> dict[str, Any]:
+    """Settings by the names of the options."""
+    values = asdict(settings)
+    tokens = values.pop("tokens")
+    tokens["token_guidance"] = tokens.pop("guidance")
+    return {**values, **tokens}
+
+
+def _source(picture: Picture) -> Source:
+    path = None if picture.path is None else str(Path(picture.path).resolve())
+    return Source(path=path, sha256=picture.sha256())
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    placement: Placement = "resident",
+) -> ImagePipeline:
+    """Open a checkpoint folder; the embedded model by default.
+
+    Raises:
+        CheckpointError: the folder cannot be used.
+        UsageError: device, dtype or placement is wrong.
+    """
+    return ImagePipeline(Checkpoint.open(embedded_folder() if path is None else path), device, dtype, placement)
+
+
+@lru_cache(maxsize=1)
+def _loaded(path: str | None) -> ImagePipeline:
+    return load(path)
+
+
+def _pipeline(model: "str | os.PathLike[str] | ImagePipeline | None") -> ImagePipeline:
+    if isinstance(model, ImagePipeline):
+        return model
+    return _loaded(None if model is None else str(Path(model).resolve()))
+
+
+def generate(
+    prompt: str | Sequence[str],
+    *,
+    model: str | os.PathLike[str] | ImagePipeline | None = None,
+    size: Size = None,
+    images_per_prompt: int = 1,
+    seed: int | None = None,
+    references: Sequence[PictureInput] = (),
+    **options: Unpack[Options],
+) -> list[GeneratedImage]:
+    """Make pictures from text: :meth:`ImagePipeline.generate` of the embedded model, or of ``model``.
+
+    ``model`` is a checkpoint folder or a loaded pipeline; the folder last used stays loaded.
+    """
+    return _pipeline(model).generate(
+        prompt, size=size, images_per_prompt=images_per_prompt, seed=seed, references=references, **options
+    )
+
+
+def edit(
+    image: PictureInput | Sequence[PictureInput],
+    prompt: str = "",
+    *,
+    model: str | os.PathLike[str] | ImagePipeline | None = None,
+    mask: PictureInput | None = None,
+    mask_polarity: Literal["white", "black"] = "white",
+    outpaint: Margins | None = None,
+    strength: float = 1.0,
+    size: Size = None,
+    images_per_prompt: int = 1,
+    seed: int | None = None,
+    **options: Unpack[Options],
+) -> list[GeneratedImage]:
+    """Edit a picture: :meth:`ImagePipeline.edit` of the embedded model, or of ``model``."""
+    return _pipeline(model).edit(
+        image,
+        prompt,
+        mask=mask,
+        mask_polarity=mask_polarity,
+        outpaint=outpaint,
+        strength=strength,
+        size=size,
+        images_per_prompt=images_per_prompt,
+        seed=seed,
+        **options,
+    )

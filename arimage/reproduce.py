@@ -1,0 +1,110 @@
+"""Making a picture again from its recipe, and saying what differs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from arimage.errors import ArimageError
+from arimage.images import Picture, PictureInput, open_picture
+from arimage.pipeline import GeneratedImage, ImagePipeline
+from arimage.recipe import Recipe, Source
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a reproduced picture stands to the original.
+
+    Attributes:
+        identical: every pixel is the same.
+        changed_pixels, largest_difference: how many are not, and by how much at most (0 to 255); None when the
+            sizes differ.
+        reasons: what is known to differ (version, weights, device, ...).
+    """
+
+    identical: bool
+    changed_pixels: int | None
+    largest_difference: int | None
+    reasons: tuple[str, ...]
+
+
+def reproduce(
+    recipe: Recipe, pipeline: ImagePipeline, sources: Sequence[PictureInput] = (), mask: PictureInput | None = None
+) -> GeneratedImage:
+    """Make the picture of a recipe again.
+
+    Args:
+        sources: the pictures that went into it, where they are no longer at the recorded paths.
+        mask: likewise.
+
+    Raises:
+        ArimageError: a source is gone, or is not the picture that it was.
+    """
+    opened = _find(recipe.references, sources, "--input")
+    options: dict[str, Any] = {**recipe.settings, "tier": recipe.tier}
+    options["guidance_interval"] = tuple(options["guidance_interval"])
+    strength = options.pop("strength")
+    if recipe.task == "generate":
+        return pipeline.generate(recipe.prompt, size=recipe.size, seed=recipe.seed, references=opened, **options)[0]
+    masks = _find([recipe.mask] if recipe.mask else [], [] if mask is None else [mask], "--mask")
+    resized = recipe.mask is None and recipe.outpaint is None and recipe.size == recipe.output_size
+    return pipeline.edit(
+        opened,
+        recipe.prompt,
+        mask=masks[0] if masks else None,
+        mask_polarity=recipe.mask_polarity,
+        outpaint=recipe.outpaint,
+        strength=strength,
+        size=recipe.size if resized else None,
+        seed=recipe.seed,
+        **options,
+    )[0]
+
+
+def compare(original: str | Path | Image.Image, made: GeneratedImage, recipe: Recipe) -> Comparison:
+    """Compare a reproduced picture with the original, pixel by pixel."""
+    first, second = open_picture(original), open_picture(made.image)
+    reasons = _reasons(recipe, made.recipe)
+    if isinstance(original, (str, Path)) and Path(original).suffix.lower() != ".png":
+        reasons = (*reasons, f"format: {Path(original).suffix} files do not keep every pixel, PNG does")
+    if first.rgb.size != second.rgb.size:
+        return Comparison(False, None, None, (*reasons, f"size: {first.rgb.size} was, {second.rgb.size} is"))
+    difference = np.abs(_values(first) - _values(second))
+    changed = int((difference.max(axis=-1) > 0).sum())
+    return Comparison(changed == 0, changed, int(difference.max()), reasons)
+
+
+def _values(picture: Picture) -> np.ndarray:
+    alpha = picture.alpha or Image.new("L", picture.rgb.size, 255)
+    return np.dstack([np.asarray(picture.rgb), np.asarray(alpha)]).astype(np.int16)
+
+
+def _reasons(was: Recipe, now: Recipe) -> tuple[str, ...]:
+    names: Mapping[str, str] = {
+        "arimage": "version of arimage", "weights_sha256": "weights", "device": "device", "dtype": "precision",
+        "torch": "version of PyTorch",
+    }  # fmt: skip
+    return tuple(
+        f"{name}: {getattr(was, key)} was, {getattr(now, key)} is"
+        for key, name in names.items()
+        if getattr(was, key) != getattr(now, key)
+    )
+
+
+def _find(wanted: Sequence[Source], given: Sequence[PictureInput], option: str) -> list[PictureInput]:
+    """The recorded pictures, from the given ones or from where they were."""
+    if given and len(given) != len(wanted):
+        raise ArimageError(f"the recipe names {len(wanted)} pictures for {option}, {len(given)} were given")
+    found: list[PictureInput] = []
+    for i, source in enumerate(wanted):
+        if not given and source.path is None:
+            raise ArimageError(f"the recipe does not say where input {i + 1} came from; give it with {option}")
+        place = given[i] if given else source.path
+        assert place is not None
+        if open_picture(place).sha256() != source.sha256:
+            raise ArimageError(f"{given[i] if given and not isinstance(given[i], bytes) else source.path} is not the picture that went into this one (its pixels differ)")
+        found.append(place)
+    return found
