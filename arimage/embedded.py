@@ -12,6 +12,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 SHIPPED = PACKAGE / "models" / "nano"
+CONFIG = PACKAGE / "configs" / "nano" / "model.yaml"
 
 
 def cache_folder() -> Path:
@@ -25,20 +26,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arimage"
 
 
-def nano_config_file() -> Path:
-    """The embedded model's ``model.yaml``: beside the package in a clone, inside it when installed."""
-    for folder in (PACKAGE.parent / "configs", PACKAGE / "configs"):
-        if (folder / "nano" / "model.yaml").exists():
-            return folder / "nano" / "model.yaml"
-    raise FileNotFoundError("configs/nano/model.yaml is not part of this installation")
-
-
 def embedded_folder() -> Path:
     """The checkpoint folder of the embedded model."""
     if (SHIPPED / "model_index.json").exists():
         return SHIPPED
-    config_file = nano_config_file()
-    key = hashlib.sha256(config_file.read_bytes())
+    key = hashlib.sha256(CONFIG.read_bytes())
     for source in ("initialization.py", "bpe.py", "checkpoint.py"):
         key.update((PACKAGE / source).read_bytes())
     name = f"random-nano-{key.hexdigest()[:12]}"
@@ -47,14 +39,14 @@ def embedded_folder() -> Path:
             return parent / name
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            return _build(config_file, parent / name)
+            return _build(parent / name)
         except OSError:
             continue
     raise OSError(f"neither {cache_folder()} nor the temporary folder can be written; set ARIMAGE_CACHE")
 
 
-def _build(config_file: Path, path: Path) -> Path:
+def _build(path: Path) -> Path:
     from arimage.configuration import ModelConfig, load_yaml
     from arimage.initialization import initialize_folder
 
-    return initialize_folder(load_yaml(config_file, ModelConfig), path, seed=0, name="arimage-nano (random weights)")
+    return initialize_folder(load_yaml(CONFIG, ModelConfig), path, seed=0, name="arimage-nano (random weights)")

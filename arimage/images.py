@@ -93,6 +93,8 @@ def _decode(file: io.BufferedIOBase, path: str | None, name: str, max_pixels: in
             image = Image.open(file, formats=FORMATS)  # type: ignore[arg-type]
         except UnidentifiedImageError:
             raise InputImageError(f"{name} is not a picture in a known format ({', '.join(FORMATS)})") from None
+        except Image.DecompressionBombError as error:
+            raise InputImageError(f"{name} has too many pixels to be opened safely: {_reason(error)}") from None
         except DECODING_ERRORS as error:
             raise InputImageError(f"{name} is damaged: {_reason(error)}") from None
         return _prepare(image, path, name, max_pixels)

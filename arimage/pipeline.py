@@ -361,7 +361,7 @@ def _flat(settings: Settings) -> dict[str, Any]:
     values = asdict(settings)
     tokens = values.pop("tokens")
     tokens["token_guidance"] = tokens.pop("guidance")
-    return {**values, **tokens}
+    return {**values, **tokens, "guidance_interval": list(settings.guidance_interval)}
 
 
 def _source(picture: Picture) -> Source:

@@ -105,6 +105,7 @@ def _find(wanted: Sequence[Source], given: Sequence[PictureInput], option: str) 
         place = given[i] if given else source.path
         assert place is not None
         if open_picture(place).sha256() != source.sha256:
-            raise ArimageError(f"{given[i] if given and not isinstance(given[i], bytes) else source.path} is not the picture that went into this one (its pixels differ)")
+            name = source.path or f"input {i + 1}"
+            raise ArimageError(f"{name} is not the picture that went into this one: its pixels differ")
         found.append(place)
     return found

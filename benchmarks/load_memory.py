@@ -1,6 +1,6 @@
 """Peak host memory of loading a checkpoint, against the size of what is loaded.
 
-    python benchmarks/load_memory.py --folder /tmp/one-gigabyte
+    python benchmarks/load_memory.py --folder one-gigabyte
 
 Writes a random checkpoint of about 1 GB there if the folder does not exist (in bf16: one file a component, and in
 shards of 200 MB in FOLDER-sharded), then loads it in fresh processes. ``resident`` keeps every network, and its peak

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -75,13 +75,24 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, ArimageError):
         return _say(str(error), error.exit_code)
     if hasattr(error, "format_message"):  # what the parser raises, whichever click typer brings
-        return _say(error.format_message(), WRONG_USAGE)
+        return _say(_parser_message(error), WRONG_USAGE)
     if isinstance(error, BrokenPipeError):
         sys.stderr.close()
         return 1
     return _say(f"{type(error).__name__}: {error} (unexpected; run again with --debug for details)", 1)
 
 
+def _parser_message(error: Any) -> str:
+    """What the parser says, with the one option that was most likely meant."""
+    from arimage.errors import nearest
+
+    option, possible = getattr(error, "option_name", None), getattr(error, "possibilities", None)
+    if option and possible:
+        return f"there is no option {option!r}{nearest(option, possible)}"
+    return error.format_message()
+
+
 def _say(message: str, code: int) -> int:
-    print(f"arimage: {message}", file=sys.stderr)
+    if message:
+        print(f"arimage: {message}", file=sys.stderr)
     return code

@@ -1,0 +1,5 @@
+"""``python -m arimage`` is the command ``arimage``."""
+
+from arimage.cli.main import run
+
+run()

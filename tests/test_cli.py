@@ -1,0 +1,263 @@
+"""The command line, in-process where it can be."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from arimage.cli.main import run
+from arimage.output import read_recipe
+from tests.conftest import photo
+
+
+@pytest.fixture
+def cli(checkpoint_folder, capsys, monkeypatch, tmp_path):
+    """Run a command in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, model=True):
+        arguments = [str(argument) for argument in arguments]
+        if model and arguments and arguments[0] in ("generate", "edit", "reproduce"):
+            arguments += ["--model", str(checkpoint_folder)]
+        with pytest.raises(SystemExit) as caught:
+            run(arguments)
+        printed = capsys.readouterr()
+        return caught.value.code or 0, printed.out, printed.err
+
+    return call
+
+
+QUICK = ("--steps", "1", "--size", "64", "--seed", "1")
+
+
+def test_generate_writes_a_picture_with_its_recipe(cli):
+    code, out, err = cli("generate", "a fox", "-o", "fox.png", *QUICK)
+    assert (code, out) == (0, "fox.png\n")
+    assert "visual tokens: " in err
+    assert "diffusion: 1/1 steps" in err
+    assert read_recipe("fox.png").prompt == "a fox"
+    code, out, _ = cli("inspect", "fox.png")
+    assert "prompt: a fox" in out
+    assert json.loads(cli("inspect", "fox.png", "--json")[1])["seed"] == 1
+
+
+def test_several_pictures_get_numbers_and_a_contact_sheet(cli):
+    code, out, _ = cli("generate", "a fox", "-n", "3", "-o", "out/fox.png", "-q", *QUICK)
+    assert code == 0
+    assert out.split() == ["out/fox-1.png", "out/fox-2.png", "out/fox-3.png", "out/fox-sheet.png"]
+    assert [read_recipe(f"out/fox-{i}.png").seed for i in (1, 2, 3)] == [1, 2, 3]
+    code, out, _ = cli("generate", "a fox", "-n", "2", "-o", "{seed}-{index}.webp", "-q", *QUICK)
+    assert out.split()[:2] == ["1-1.webp", "2-2.webp"]
+
+
+def test_prompts_come_from_a_file_or_standard_input(cli, monkeypatch):
+    Path("prompts.txt").write_text("one\n\n两个\n", encoding="utf-8")
+    _, out, _ = cli("generate", "-f", "prompts.txt", "--json", "-q", *QUICK)
+    assert [entry["recipe"]["prompt"] for entry in json.loads(out)] == ["one", "两个"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
+    assert cli("generate", "-", "-o", "p.png", "-q", *QUICK)[0] == 0
+
+
+def test_reproduce_says_whether_every_pixel_is_the_same(cli, tmp_path):
+    cli("generate", "a fox", "-o", "fox.png", *QUICK)
+    code, out, _ = cli("reproduce", "fox.png")
+    assert (code, out) == (0, "identical: every pixel is the same\n")
+    changed = Image.open("fox.png")
+    info = changed.text["arimage"]
+    changed.putpixel((3, 4), (1, 2, 3))
+    from PIL import PngImagePlugin
+
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("arimage", info)
+    changed.save("changed.png", pnginfo=text)
+    code, out, _ = cli("reproduce", "changed.png")
+    assert code == 1
+    assert "1 pixels differ" in out
+
+
+def test_other_peoples_pictures_are_said_to_have_no_recipe(cli):
+    photo(20, 20).save("photo.png")
+    code, out, _ = cli("inspect", "photo.png")
+    assert code == 0
+    assert "carries no arimage recipe" in out
+    code, _, err = cli("reproduce", "photo.png")
+    assert code == 1
+    assert "carries no recipe" in err
+
+
+def test_edit_keeps_what_the_mask_protects(cli):
+    photo(70, 50).save("photo.png")
+    mask = Image.new("L", (70, 50))
+    mask.paste(255, (10, 10, 40, 40))
+    mask.save("mask.png")
+    code, out, _ = cli("edit", "photo.png", "blue", "--mask", "mask.png", "-o", "out.png", "--steps", "1", "-q")
+    assert (code, out) == (0, "out.png\n")
+    before, after = np.asarray(Image.open("photo.png")), np.asarray(Image.open("out.png"))
+    outside = np.asarray(mask) == 0
+    assert (before[outside] != after[outside]).sum() == 0
+    assert (before[~outside] != after[~outside]).any()
+
+
+def test_a_folder_is_edited_into_a_folder_and_failures_are_told_at_the_end(cli):
+    Path("in").mkdir()
+    for i in range(3):
+        photo(40, 40, i).save(f"in/{i}.png")
+    Path("in/bad.jpg").write_bytes(b"rubbish")
+    Path("in/notes.txt").write_text("not a picture")
+    code, out, err = cli("edit", "in", "blue", "-o", "out", "--steps", "1", "--seed", "1")
+    assert code == 1
+    assert sorted(path.name for path in Path("out").iterdir()) == ["0.png", "1.png", "2.png"]
+    assert len(out.split()) == 3
+    assert err.strip().splitlines()[-1].strip().startswith("in/bad.jpg is not a picture")
+    code, out, err = cli("edit", "in/*.png", "blue", "-o", "out", "--steps", "1")
+    assert (code, out) == (0, "")
+    assert "3 of 3 are there already" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["generate"], 2, "a prompt is missing"),
+        (["generate", "x", "--stpes", "3"], 2, "did you mean '--steps'"),
+        (["genrate", "x"], 2, "generate"),
+        (["generate", "x", "--steps", "many"], 2, "--steps"),
+        (["generate", "x", "--steps", "0"], 2, "steps"),
+        (["generate", "x", "-n", "0"], 2, "--count"),
+        (["generate", "x", "--size", "99"], 2, "multiple of 32"),
+        (["generate", "x", "--size", "potrait"], 2, "did you mean 'portrait'"),
+        (["generate", "x", "--tier", "quick"], 2, "lossless, fast"),
+        (["generate", "x", "-o", "x.gif"], 2, "suffix"),
+        (["generate", "x", "-o", "{name}.png"], 2, "{index} and {seed}"),
+        (["generate", "x", "--seed", "-3"], 2, "seed"),
+        (["generate", "x", "--top-p", "0"], 2, "top_p"),
+        (["generate", "x", "-f", "missing.txt"], 2, "not both"),
+        (["generate", "-f", "missing.txt"], 2, "missing.txt"),
+        (["generate", "x", "--reference", "missing.png"], 1, "missing.png does not exist"),
+        (["edit", "missing.png", "x"], 1, "missing.png does not exist"),
+        (["edit", "missing.png"], 2, "instruction is missing"),
+        (["edit", "*.nothing", "x"], 1, "no file matches"),
+        (["edit", ".", "x"], 1, "holds no pictures"),
+        (["inspect", "missing.png"], 1, "missing.png"),
+        (["reproduce", "missing.png"], 1, "missing.png"),
+        (["info", "missing"], 1, "not a folder"),
+        (["info", "missing.yaml"], 2, "missing.yaml"),
+        (["init", "missing.yaml", "-o", "x"], 2, "missing.yaml"),
+        ([], 2, ""),
+    ],
+)
+def test_wrong_usage_exits_2_and_failure_1_in_one_line(cli, arguments, code, message):
+    got, _, err = cli(*arguments)
+    assert got == code
+    assert message in err
+    assert "Traceback" not in err
+    assert not [line for line in err.splitlines() if line and not line.startswith(("arimage: ", "note: "))]
+    assert [path.name for path in Path().iterdir()] == []
+
+
+def test_a_missing_checkpoint_is_explained(cli):
+    code, _, err = cli("generate", "x", "--model", "nowhere", *QUICK, model=False)
+    assert code == 1
+    assert "nowhere is not a folder" in err
+
+
+def test_debug_shows_the_traceback(cli, checkpoint_folder):
+    with pytest.raises(Exception, match="missing"):
+        run(["--debug", "edit", "missing.png", "x", "--model", str(checkpoint_folder)])
+
+
+def test_init_and_info(cli, tmp_path):
+    config = Path(__file__).parent.parent / "configs" / "nano" / "model.yaml"
+    code, out, _ = cli("init", config, "-o", "start", "text_model.num_hidden_layers=1", "--seed", "3")
+    assert (code, out) == (0, "start\n")
+    data = json.loads(cli("info", "start", "--json")[1])
+    assert data["random_weights"]
+    assert data["config"]["text_model"]["num_hidden_layers"] == 1
+    assert "diffusion transformer" in cli("info", "start")[1]
+    assert cli("init", config, "-o", "start")[0] == 2
+
+
+OPTIONS = [
+    ("--steps", "3", "steps", 3),
+    ("--guidance", "2.5", "guidance", 2.5),
+    ("--guidance-interval", "0.2 0.7", "guidance_interval", [0.2, 0.7]),
+    ("--dynamic-thresholding", "0.5", "dynamic_thresholding", 0.5),
+    ("--negative-text", "HI", "negative_text", "HI"),
+    ("--temperature", "0.5", "temperature", 0.5),
+    ("--top-p", "0.2", "top_p", 0.2),
+    ("--top-k", "1", "top_k", 1),
+    ("--min-p", "0.9", "min_p", 0.9),
+    ("--token-guidance", "3", "token_guidance", 3.0),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "setting", "recorded"), OPTIONS)
+def test_every_option_changes_what_it_says_and_nothing_else(cli, option, value, setting, recorded):
+    """The recipe differs in that one setting, and the picture differs."""
+    plain = ["generate", 'a sign "OK"', "--size", "64", "--seed", "1", "-q", "--steps", "2", "--guidance", "30", "-o"]
+    cli(*plain, "plain.png")
+    cli(*plain, "changed.png", option, *value.split())
+    before, after = read_recipe("plain.png"), read_recipe("changed.png")
+    differing = {name for name in before.settings if before.settings[name] != after.settings[name]}
+    assert differing == {setting}
+    assert after.settings[setting] == recorded
+    assert before.model_copy(update={"settings": {}}) == after.model_copy(update={"settings": {}})
+    assert not np.array_equal(np.asarray(Image.open("plain.png")), np.asarray(Image.open("changed.png")))
+
+
+def start(arguments, folder):
+    return subprocess.Popen(
+        [sys.executable, "-m", "arimage", *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_killed_folder_edit_goes_on_where_it_stopped(checkpoint_folder, tmp_path):
+    """Killed twice at some moment: every output is there once, none is cut short."""
+    (tmp_path / "in").mkdir()
+    for i in range(20):
+        photo(64, 64, i).save(tmp_path / "in" / f"{i:02}.png")
+    command = ["edit", "in", "blue", "-o", "out", "--steps", "3", "--seed", "1", "--model", str(checkpoint_folder)]
+    finished = lambda: list((tmp_path / "out").glob("*.png"))  # noqa: E731
+    for least in (3, 9):
+        process = start(command, tmp_path)
+        wait_for(lambda least=least: len(finished()) >= least)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        for path in finished():
+            Image.open(path).load()
+    assert len(finished()) < 20
+    last = start(command, tmp_path)
+    last.communicate(timeout=120)
+    assert last.returncode == 0
+    assert sorted(path.name for path in finished()) == [f"{i:02}.png" for i in range(20)]
+    for path in finished():
+        Image.open(path).load()
+        assert read_recipe(path) is not None
+
+
+def test_interrupting_leaves_no_half_written_file_and_exits_130(checkpoint_folder, tmp_path):
+    photo(64, 64).save(tmp_path / "photo.png")
+    command = ["edit", "photo.png", "x", "-o", "out.png", "--steps", "1000", "--model", str(checkpoint_folder)]
+    process = start(command, tmp_path)
+    assert process.stderr is not None
+    assert b"visual tokens" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]

@@ -1,0 +1,279 @@
+"""The contracts that hold everywhere, each by its name."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import arimage
+from arimage.autoregressive.layout import preview_grid, target_grid
+from arimage.errors import ArimageError, UsageError
+from arimage.output import read_recipe
+from arimage.pipeline import TIERS, load
+from arimage.reproduce import compare, reproduce
+from tests.conftest import photo
+
+FAST = {"steps": 2, "size": 64}
+EDIT = {"steps": 2}
+
+
+def pixels(result):
+    return np.asarray(result.image).astype(int)
+
+
+def test_determinism(pipeline):
+    """Image i of a call with seed s depends on its own request alone: not on neighbours or the global stream."""
+    reference = photo(90, 70)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    together = pipeline.generate(["a fox", "a much longer prompt “文字”"], images_per_prompt=2, seed=10, **FAST)
+    edits = pipeline.edit([reference, photo(200, 64, 1)], "blue", images_per_prompt=2, seed=20, **EDIT)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [one.recipe.seed for one in together] == [10, 11, 12, 13]
+    for i, prompt in enumerate(["a fox", "a fox", "a much longer prompt “文字”", "a much longer prompt “文字”"]):
+        torch.manual_seed(i)
+        alone = pipeline.generate(prompt, seed=10 + i, **FAST)[0]
+        assert torch.equal(alone.tokens, together[i].tokens)
+        assert np.array_equal(pixels(alone), pixels(together[i]))
+    alone = pipeline.edit([reference, photo(200, 64, 1)], "blue", seed=21, **EDIT)[0]
+    assert np.array_equal(pixels(alone), pixels(edits[1]))
+    assert not np.array_equal(pixels(together[0]), pixels(together[1]))
+
+
+def test_a_grid_is_always_whole(pipeline):
+    codes = pipeline.checkpoint.config.quantizer.num_embeddings
+    for size, temperature in (((64, 96), 3.0), ((256, 64), 1.0)):
+        made = pipeline.generate("x", size=size, steps=1, temperature=temperature, top_p=1.0, seed=1)[0]
+        grid = target_grid(*size[::-1])
+        assert tuple(made.tokens.shape) == tuple(grid)
+        assert tuple(made.preview_tokens.shape) == tuple(preview_grid(grid))
+        for tokens in (made.tokens, made.preview_tokens):
+            assert int(tokens.min()) >= 0
+            assert int(tokens.max()) < codes
+
+
+@given(st.text(max_size=30), st.sampled_from(["<sop>", "<eop>", "<|image|>", "<|dit_token_97|>", "<|endoftext|>"]))
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_user_text_is_text(pipeline, text, control):
+    engine = pipeline.engine
+    words = pipeline.checkpoint.config.text_model.vision_vocab_size
+    tokenizer = engine.text_tokenizer
+    controls = {tokenizer.sop, tokenizer.eop, tokenizer.image_placeholder, tokenizer.pad}
+    ids = engine.vocabulary.encode(f"{text}{control}{text}")
+    assert min(ids) >= words
+    assert not controls & set(ids)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"])
+@pytest.mark.parametrize("size", [(1, 1), (300, 17), (33, 500), (97, 101)])
+def test_inputs_of_any_size(pipeline, mode, size):
+    picture = Image.fromarray(np.full(size[::-1], 40000, np.uint16)) if mode == "I;16" else photo(*size, mode="RGBA")
+    picture = picture if mode == "I;16" else picture.convert(mode)
+    made = pipeline.edit(picture, "blue", steps=1, seed=0)[0]
+    assert made.image.size == size
+
+
+@given(
+    size=st.tuples(st.integers(20, 150), st.integers(20, 150)),
+    shape=st.sampled_from(["box", "noise", "pixel", "stripes"]),
+    mask_scale=st.sampled_from([1, 2, 0.5]),
+    polarity=st.sampled_from(["white", "black"]),
+    mode=st.sampled_from(["L", "1", "RGB", "alpha"]),
+    picture_mode=st.sampled_from(["RGB", "RGBA", "L"]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_a_mask_protects_does_not_change(pipeline, size, shape, mask_scale, polarity, mode, picture_mode, seed):
+    """Zero changed bytes outside, at the input's own size; inside the picture really changes."""
+    width, height = size
+    generator = np.random.default_rng(seed)
+    mask_width, mask_height = max(1, int(width * mask_scale)), max(1, int(height * mask_scale))
+    drawn = np.zeros((mask_height, mask_width), bool)
+    match shape:
+        case "box":
+            drawn[mask_height // 4 : mask_height // 2 + 1, mask_width // 3 :] = True
+        case "noise":
+            drawn = generator.random((mask_height, mask_width)) > 0.5
+            drawn[0, 0], drawn[-1, -1] = True, False
+        case "pixel":
+            drawn[mask_height // 2 : mask_height // 2 + 2, mask_width // 2 : mask_width // 2 + 2] = True
+        case "stripes":
+            drawn[:, ::5] = True
+    mask = Image.fromarray(drawn).convert("L")
+    if mode == "alpha":
+        white = Image.new("L", mask.size, 255)
+        mask = Image.merge("LA", (white, mask.point(lambda value: 255 - value)))
+    else:
+        mask = mask.convert(mode)
+    picture = photo(width, height, seed, picture_mode)
+    expected = np.asarray(Image.fromarray(drawn).resize(size, Image.Resampling.NEAREST))
+    editable = expected if polarity == "white" else ~expected
+    if not editable.any():
+        return
+    made = pipeline.edit(picture, "blue", mask=mask, mask_polarity=polarity, steps=1, seed=seed)[0]
+    before, after = np.asarray(picture.convert("RGBA")), np.asarray(made.image.convert("RGBA"))
+    assert made.image.size == size
+    assert (before[~editable] != after[~editable]).sum() == 0
+    assert (before[editable] != after[editable]).any()
+
+
+def test_what_outpainting_keeps_does_not_change(pipeline):
+    picture = photo(61, 45, mode="RGBA")
+    made = pipeline.edit(picture, "more", outpaint=(20, 0, 31, 17), steps=1, seed=1)[0]
+    assert made.image.size == (61 + 51, 45 + 17)
+    assert np.array_equal(np.asarray(made.image)[:45, 20:81], np.asarray(picture))
+
+
+def recipes(pipeline, folder):
+    """One written picture of every kind."""
+    first, second, mask = folder / "first.png", folder / "second.png", folder / "mask.png"
+    photo(90, 70).save(first)
+    photo(64, 64, 1, "RGBA").save(second)
+    Image.fromarray(np.arange(70 * 90).reshape(70, 90) % 90 > 40).save(mask)
+    calls = {
+        "generate": lambda: pipeline.generate("a fox “文字”", seed=3, top_k=9, token_guidance=1.5, **FAST),
+        "references": lambda: pipeline.generate("both", references=[first, second], seed=4, **FAST),
+        "edit": lambda: pipeline.edit(first, "blue", seed=5, guidance=2.0, **EDIT),
+        "resized": lambda: pipeline.edit(second, "blue", size=(96, 64), seed=5, **EDIT),
+        "masked": lambda: pipeline.edit([first, second], "x", mask=mask, mask_polarity="black", seed=6, **EDIT),
+        "outpainted": lambda: pipeline.edit(second, "y", outpaint=(0, 8, 40, 0), seed=7, **EDIT),
+        "strength": lambda: pipeline.edit(first, strength=0.5, seed=8, steps=4, guidance_interval=(0.1, 0.9)),
+    }
+    for name, call in calls.items():
+        yield name, call()[0].save(folder / f"{name}.out.png")
+
+
+def test_an_image_carries_its_recipe(pipeline, checkpoint_folder, tmp_path):
+    """Every kind of picture, made again from its file by a freshly loaded model: pixel for pixel."""
+    for name, path in recipes(pipeline, tmp_path):
+        recipe = read_recipe(path)
+        assert recipe.weights_sha256 == pipeline.checkpoint.weights_hash()
+        made = reproduce(recipe, load(checkpoint_folder))
+        result = compare(path, made, recipe)
+        assert result.identical, (name, result)
+        assert result.reasons == ()
+        other = reproduce(recipe.model_copy(update={"seed": recipe.seed + 1}), pipeline)
+        assert not compare(path, other, recipe).identical, name
+
+
+def test_a_moved_or_changed_source_is_noticed(pipeline, tmp_path):
+    source = tmp_path / "source.png"
+    photo(64, 64).save(source)
+    recipe = pipeline.edit(source, "x", seed=1, **EDIT)[0].recipe
+    moved = source.rename(tmp_path / "moved.png")
+    with pytest.raises(ArimageError, match=r"source\.png does not exist"):
+        reproduce(recipe, pipeline)
+    assert reproduce(recipe, pipeline, [moved]).recipe.references[0].sha256 == recipe.references[0].sha256
+    photo(64, 64, seed=9).save(source)
+    with pytest.raises(ArimageError, match="its pixels differ"):
+        reproduce(recipe, pipeline)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: p.generate("x", size=100), "multiple of 32"),
+        (lambda p: p.generate("x", size="landscpe"), "did you mean 'landscape'"),
+        (lambda p: p.generate("x", size=(64, 4096)), "between 32 and 256"),
+        (lambda p: p.generate("x", steps=0), "steps must"),
+        (lambda p: p.generate("x", steps=1001), "steps must lie in 1..1000"),
+        (lambda p: p.generate("x", guidance=0.5), "guidance must be at least 1"),
+        (lambda p: p.generate("x", temperature=-1), "temperature"),
+        (lambda p: p.generate("x", stpes=3), "did you mean 'steps'"),
+        (lambda p: p.generate("x", tier="best"), "lossless, fast"),
+        (lambda p: p.generate("x", seed=-1), "seed must"),
+        (lambda p: p.generate("x", seed=2**63), "seed must"),
+        (lambda p: p.generate("x", images_per_prompt=0), "images_per_prompt"),
+        (lambda p: p.generate([]), "at least one"),
+        (lambda p: p.generate("word " * 9000), "shorten it"),
+        (lambda p: p.edit(photo(40, 40), mask=Image.new("L", (4, 4))), "protects the whole picture"),
+        (lambda p: p.edit(photo(40, 40), mask_polarity="grey"), "'white' or 'black'"),
+        (lambda p: p.edit(photo(40, 40), outpaint=(0, 0, 0, 0)), "outpaint"),
+        (lambda p: p.edit(photo(40, 40), outpaint=(-1, 0, 0, 4)), "outpaint"),
+        (lambda p: p.edit(photo(40, 40), strength=0), "strength"),
+        (lambda p: p.edit(photo(40, 40), size=64, mask=Image.new("L", (4, 4), 255)), "size does not go with"),
+        (lambda p: p.edit([]), "at least one picture"),
+        (lambda p: load(p.checkpoint.path, device="tpu9"), "device"),
+        (lambda p: load(p.checkpoint.path, dtype="bfloat16", device="cpu"), "float32"),
+        (lambda p: load(p.checkpoint.path, placement="disk"), "resident"),
+    ],
+)
+def test_errors_name_the_cause_and_the_way_out(pipeline, call, message):
+    with pytest.raises(ArimageError) as caught:
+        call(pipeline)
+    assert message in str(caught.value)
+    assert isinstance(caught.value, UsageError) or "device" in message or caught.value.exit_code in (1, 2)
+
+
+def test_a_failed_write_leaves_the_previous_file_intact(pipeline, tmp_path, monkeypatch):
+    made = pipeline.generate("x", seed=0, **FAST)[0]
+    path = made.save(tmp_path / "x.png")
+    before = path.read_bytes()
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(ArimageError, match="No space left"):
+        made.save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_quality_tiers_are_named(pipeline):
+    assert list(TIERS) == ["lossless", "fast"]
+    slow, fast = (pipeline.generate("x", size=64, seed=1, tier=tier)[0] for tier in TIERS)
+    assert (slow.recipe.tier, fast.recipe.tier) == ("lossless", "fast")
+    assert (slow.recipe.settings["steps"], fast.recipe.settings["steps"]) == (50, 20)
+    plain = pipeline.generate("x", size=64, seed=1, steps=50, guidance=1.5)[0]
+    assert np.array_equal(pixels(slow), pixels(plain))
+
+
+def test_sequential_placement_gives_the_same_pictures(checkpoint_folder, pipeline):
+    one_at_a_time = load(checkpoint_folder, placement="sequential")
+    both = [p.edit(photo(64, 64), "x", seed=1, **EDIT)[0] for p in (pipeline, one_at_a_time)]
+    assert np.array_equal(*map(pixels, both))
+    assert one_at_a_time.networks._loaded == {}
+
+
+def test_packages_import_each_other_in_one_direction_only():
+    """tokenizer and decoder stand alone; the model never imports what is built on it."""
+    root = Path(arimage.__file__).parent.parent
+    forbidden = {
+        "tokenizer": ("arimage", "decoder"),
+        "decoder": ("arimage", "tokenizer"),
+        "arimage/autoregressive": ("arimage.cli", "arimage.training", "arimage.evaluation", "arimage.pipeline"),
+    }
+    for folder, others in forbidden.items():
+        for file in (root / folder).rglob("*.py"):
+            text = file.read_text()
+            assert not any(f"import {other}" in text or f"from {other}" in text for other in others), file
+
+
+def test_importing_is_instant():
+    """Nothing heavy comes with ``import arimage`` or with the command line's help."""
+    code = "import sys; import arimage, arimage.cli.main; print([m for m in sys.modules])"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for heavy in ("torch", "numpy", "transformers", "diffusers", "PIL", "pydantic"):
+        assert f"'{heavy}'" not in modules
+
+
+def test_recipes_survive_every_format(pipeline, tmp_path):
+    made = pipeline.generate('a fox "HI" 文字', seed=1, **FAST)[0]
+    for name in ("a.png", "a.jpg", "a.webp"):
+        path = made.save(tmp_path / name)
+        assert read_recipe(path) == made.recipe
+        assert b"trainedAlgorithmicMedia" in path.read_bytes()
+        bare = made.save(tmp_path / f"bare-{name}", recipe=False, ai_mark=False)
+        assert read_recipe(bare) is None
+        assert b"trainedAlgorithmicMedia" not in bare.read_bytes()
+    assert json.loads(made.recipe.to_json())["prompt"] == 'a fox "HI" 文字'
+    assert dataclasses.is_dataclass(made)

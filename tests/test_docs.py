@@ -1,0 +1,46 @@
+"""The snippets of the README and the guides run as they stand, on the embedded model."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from arimage.cli.main import run
+
+ROOT = Path(__file__).parent.parent
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+NOT_HERE = ("path/to/", "make demo", "make test", "holiday/", "photo.jpg", "a red fox on a blue background", "fox.png")
+
+
+def blocks(language, files):
+    return list(_blocks(language, files))
+
+
+def _blocks(language, files):
+    for file in files:
+        for i, text in enumerate(re.findall(rf"```{language}\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL)):
+            yield pytest.param(text, id=f"{file.name}-{i}")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("code", blocks("python", [ROOT / "README.md", *GUIDES]))
+def test_python_snippets_run(code, folder):
+    lines = [line for line in code.splitlines() if not any(part in line for part in NOT_HERE)]
+    exec(compile("\n".join(lines), "snippet", "exec"), {})
+
+
+@pytest.mark.parametrize("text", blocks("console", [ROOT / "README.md", *GUIDES]))
+def test_console_snippets_run(text, folder, capsys):
+    for line in text.splitlines():
+        command = line.removeprefix("$ ").split("#")[0].strip()
+        if not line.startswith("$ arimage") or any(part in command for part in NOT_HERE):
+            continue
+        with pytest.raises(SystemExit) as caught:
+            run(shlex.split(command)[1:])
+        assert not caught.value.code, (command, capsys.readouterr().err)
