@@ -1,5 +1,6 @@
 """The front doors: :func:`load`, :func:`generate`, :func:`edit`, and :class:`ImagePipeline` behind them."""
 
+import io
 import os
 import secrets
 import threading
@@ -89,6 +90,12 @@ class GeneratedImage:
     preview_tokens: Tensor | None = None
     icc_profile: bytes | None = field(default=None, repr=False)
     notices: tuple[str, ...] = ()
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        buffer = io.BytesIO()
+        self.image.save(buffer, "PNG")
+        return buffer.getvalue()
 
     def save(self, path: str | os.PathLike[str], *, recipe: bool = True, ai_mark: bool = True) -> Path:
         """Write it as PNG, JPEG or WebP, whole or not at all; see :func:`arimage.output.save_picture`."""
@@ -201,6 +208,8 @@ class ImagePipeline:
         if not sources:
             raise UsageError("edit needs at least one picture")
         opened = [open_picture(source) for source in sources]
+        if mask is None and mask_polarity != "white":
+            raise UsageError("mask_polarity needs a mask")
         canvas = make_canvas(opened[0], mask, mask_polarity, outpaint)
         if size is not None and canvas.mask is not None:
             raise UsageError("size does not go with a mask or outpaint: what is protected keeps its own size")
@@ -331,6 +340,7 @@ def _settings(options: Options, strength: float) -> tuple[Tier, Settings]:
         if name not in Options.__annotations__:
             hint = nearest(name, Options.__annotations__)
             raise UsageError(f"there is no option {name!r}{hint}")
+    _refuse_idle(options)
     tier = options.get("tier", "lossless")
     if tier not in TIERS:
         raise UsageError(f"tier must be one of {', '.join(TIERS)}, got {tier!r}")
@@ -354,6 +364,18 @@ def _settings(options: Options, strength: float) -> tuple[Tier, Settings]:
         )
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from None
+
+
+def _refuse_idle(options: Options) -> None:
+    """Options that others leave without effect are refused, not ignored."""
+    idle = {
+        "temperature=0 takes the most likely token": (options.get("temperature") == 0, ("top_p", "top_k", "min_p")),
+        "guidance=1 is no guidance": (options.get("guidance") == 1, ("guidance_interval", "negative_text")),
+    }
+    for reason, (applies, names) in idle.items():
+        for name in names:
+            if applies and options.get(name):
+                raise UsageError(f"{reason}: {name} would have no effect; leave one of them out")
 
 
 def _flat(settings: Settings) -> dict[str, Any]:

@@ -8,10 +8,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from arimage.autoregressive.sampling import TokenSampling
 from arimage.errors import ArimageError
 from arimage.images import Picture, PictureInput, open_picture
 from arimage.pipeline import GeneratedImage, ImagePipeline
 from arimage.recipe import Recipe, Source
+
+_TOKENS = TokenSampling()
+DEFAULTS = {
+    "guidance_interval": [0.0, 1.0],
+    "negative_text": "",
+    "top_p": _TOKENS.top_p,
+    "top_k": _TOKENS.top_k,
+    "min_p": _TOKENS.min_p,
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,12 @@ def reproduce(
     """
     opened = _find(recipe.references, sources, "--input")
     options: dict[str, Any] = {**recipe.settings, "tier": recipe.tier}
-    options["guidance_interval"] = tuple(options["guidance_interval"])
     strength = options.pop("strength")
+    for name, value in DEFAULTS.items():
+        if options[name] == value:
+            del options[name]
+    if "guidance_interval" in options:
+        options["guidance_interval"] = tuple(options["guidance_interval"])
     if recipe.task == "generate":
         return pipeline.generate(recipe.prompt, size=recipe.size, seed=recipe.seed, references=opened, **options)[0]
     masks = _find([recipe.mask] if recipe.mask else [], [] if mask is None else [mask], "--mask")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from arimage.cli.main import run
+from arimage.cli.reference import reference
 
 ROOT = Path(__file__).parent.parent
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
@@ -44,3 +45,7 @@ def test_console_snippets_run(text, folder, capsys):
         with pytest.raises(SystemExit) as caught:
             run(shlex.split(command)[1:])
         assert not caught.value.code, (command, capsys.readouterr().err)
+
+
+def test_the_option_reference_is_up_to_date():
+    assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == reference()
