@@ -208,9 +208,9 @@ class ImagePipeline:
         if not sources:
             raise UsageError("edit needs at least one picture")
         opened = [open_picture(source) for source in sources]
+        canvas = make_canvas(opened[0], mask, mask_polarity, outpaint)
         if mask is None and mask_polarity != "white":
             raise UsageError("mask_polarity needs a mask")
-        canvas = make_canvas(opened[0], mask, mask_polarity, outpaint)
         if size is not None and canvas.mask is not None:
             raise UsageError("size does not go with a mask or outpaint: what is protected keeps its own size")
         if size is None:
