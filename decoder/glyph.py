@@ -134,6 +134,20 @@ class GlyphEncoder(nn.Module):
 
     forward = encode
 
+    def encode_padded(self, texts: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+        """As :meth:`encode`, up to rounding, with all texts in one call of the network: for training."""
+        ids = [glyph_bytes(prompt) for prompt in texts]
+        flat = [text for prompt in ids for text in prompt]
+        device = next(self.encoder.parameters()).device
+        longest = max(len(text) for text in flat)
+        padded = torch.tensor([text + [PAD] * (longest - len(text)) for text in flat], device=device)
+        attended = torch.arange(longest, device=device) < torch.tensor([[len(text)] for text in flat], device=device)
+        hidden = iter(self.encoder(padded, attention_mask=attended.long()).last_hidden_state)
+        rows = [torch.cat([next(hidden)[: len(text)] for text in prompt]) for prompt in ids]
+        embeddings = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([[len(row)] for row in rows], device=device)
+        return embeddings, torch.arange(embeddings.shape[1], device=device) < lengths
+
     def _one(self, texts: Sequence[str]) -> Tensor:
         ids = glyph_bytes(texts)
         device = next(self.encoder.parameters()).device

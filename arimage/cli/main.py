@@ -6,10 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from arimage.cli import data as data_commands
 from arimage.cli import edit as edit_command
 from arimage.cli import generate as generate_command
 from arimage.cli import model as model_commands
 from arimage.cli import provenance
+from arimage.cli import train as train_commands
 
 INTERRUPTED = 130
 WRONG_USAGE = 2
@@ -27,6 +29,10 @@ app.command("inspect")(provenance.inspect)
 app.command("reproduce")(provenance.reproduce)
 app.command("info")(model_commands.info)
 app.command("init")(model_commands.init)
+app.add_typer(data_commands.app, name="data")
+app.command("train")(train_commands.train)
+app.command("prepare")(train_commands.prepare)
+app.command("plan")(train_commands.plan)
 
 
 def _version(wanted: bool) -> None:

@@ -20,7 +20,11 @@ def reference() -> str:
     ]
     group: Any = get_command(app)
     for name, command in sorted(group.commands.items()):
-        lines += _command(name, command)
+        if hasattr(command, "commands"):
+            for inner, part in sorted(command.commands.items()):
+                lines += _command(f"{name} {inner}", part)
+        else:
+            lines += _command(name, command)
     return "\n".join(lines) + "\n"
 
 

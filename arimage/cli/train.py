@@ -1,0 +1,89 @@
+"""``arimage train``, ``arimage prepare`` and ``arimage plan``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from arimage.cli import options
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, for example steps=100 or decoder.drop_all=0.2.")
+]
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="A stage, for example configs/nano/decoder-256.yaml.")],
+    overrides: Overrides = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; all cores by default.", min=1)] = None,
+) -> None:
+    """Train a network at a stage; a run that was stopped goes on where it was.
+
+    arimage train configs/nano/autoencoder.yaml
+
+    arimage train configs/nano/decoder-256.yaml steps=500 output=runs/try
+
+    accelerate launch --config_file configs/accelerate/fsdp2.yaml -m arimage train configs/base/decoder-256.yaml
+    """
+    import torch
+
+    from arimage.configuration import load_yaml
+    from arimage.training.config import TrainConfig
+    from arimage.training.loop import train as run
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    print(run(load_yaml(config, TrainConfig, overrides or [])))
+
+
+def prepare(
+    config: Annotated[Path, typer.Argument(help="A stage whose data is prepared.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the cache.")],
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option("-n", "--count", help="Samples to prepare.", min=1)] = 10_000,
+    shard: Annotated[int, typer.Option("--shard", help="Samples of a shard.", min=1)] = 512,
+    quiet: options.Quiet = False,
+) -> None:
+    """Encode a stage's data once: visual tokens, previews, latents, glyph strings.
+
+    arimage prepare configs/nano/decoder-256.yaml -n 20000 -o runs/nano/cache
+    """
+    from arimage.cli.console import Console
+    from arimage.configuration import load_yaml
+    from arimage.training.config import TrainConfig
+    from arimage.training.prepare import prepare as run
+
+    console = Console(quiet)
+    made = run(load_yaml(config, TrainConfig, overrides or []), output, count, shard, console.note)
+    print(f"{output}: {made.samples} samples in {made.shards} shards, {made.skipped} skipped")
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="A stage, for example configs/glm-image-9b/decoder-1024.yaml.")],
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option("--gpus", help="How many GPUs.", min=1)] = 8,
+    gpu_memory: Annotated[float, typer.Option("--gpu-memory", help="Of each, in GB.", min=1)] = 80,
+    utilisation: Annotated[
+        float, typer.Option("--utilisation", help="Share of the GPU's peak that training reaches.", min=0.01, max=1)
+    ] = 0.4,
+    teraflops: Annotated[float, typer.Option("--teraflops", help="Peak of a GPU in bf16.", min=1)] = 989,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="model.yaml of the dimensions; by default the one beside the stage.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Say what a stage needs: memory of a GPU, work of a step, time, and whether it fits.
+
+    arimage plan configs/glm-image-9b/decoder-1024.yaml --gpus 64 --gpu-memory 80
+    """
+    from arimage.training.plan import Machine, plan_stage
+
+    machine = Machine(gpus, gpu_memory, teraflops, utilisation)
+    result = plan_stage(config, overrides or [], machine, model)
+    if json:
+        from arimage.cli.console import print_json
+
+        print_json(result.as_json())
+        return
+    for line in result.lines():
+        print(line)

@@ -1,0 +1,149 @@
+"""Aspect-ratio buckets: every picture in the one nearest to its shape, every batch from one bucket.
+
+Sides are multiples of 32. The order of batches is a pure function of the seed and the epoch, so that training goes
+on exactly where it stopped, with any number of processes and workers.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from PIL import Image
+
+Size = tuple[int, int]
+STEP = 32
+MAX_ASPECT = 3.0
+ASPECTS = (1 / 3, 9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 3.0)
+
+
+def bucket_sizes(side: int, aspects: Sequence[float] = ASPECTS) -> tuple[Size, ...]:
+    """Sizes (width, height) of about ``side`` squared pixels, one for each aspect ratio (width / height).
+
+    Raises:
+        ValueError: the side is not a multiple of 32 or an aspect ratio is not positive.
+    """
+    if side < STEP or side % STEP:
+        raise ValueError(f"a bucket's side must be a positive multiple of {STEP}, not {side}")
+    sizes: dict[Size, None] = {}
+    for aspect in aspects:
+        if not aspect > 0:
+            raise ValueError(f"an aspect ratio must be positive, not {aspect}")
+        width = max(STEP, round(side * math.sqrt(aspect) / STEP) * STEP)
+        height = max(STEP, round(side / math.sqrt(aspect) / STEP) * STEP)
+        sizes[width, height] = None
+    return tuple(sizes)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """How a picture goes into a bucket: scaled to ``scaled``, then cropped to ``size`` at (left, top).
+
+    Attributes:
+        size, scaled: (width, height) in pixels.
+        left, top: of the crop in the scaled picture.
+        kept: share of the picture's area that is still to be seen.
+    """
+
+    size: Size
+    scaled: Size
+    left: int
+    top: int
+    kept: float
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """The picture in its bucket, RGB."""
+        scaled = image.convert("RGB").resize(self.scaled, Image.Resampling.LANCZOS)
+        return scaled.crop((self.left, self.top, self.left + self.size[0], self.top + self.size[1]))
+
+
+def place(width: int, height: int, buckets: Sequence[Size], offset: tuple[float, float] = (0.5, 0.5)) -> Placed:
+    """The bucket of a picture: the nearest in shape, and of those the largest that needs no enlarging.
+
+    Args:
+        offset: where the crop lies in what is left over, 0.5 being the middle.
+
+    Raises:
+        ValueError: there is no bucket, or the picture has no pixels.
+    """
+    if not buckets:
+        raise ValueError("there is no bucket")
+    if width < 1 or height < 1:
+        raise ValueError(f"a picture has at least one pixel a side, not {width}x{height}")
+
+    def fit(size: Size) -> tuple[float, float]:
+        shape = abs(math.log(width / height) - math.log(size[0] / size[1]))
+        enlarged = max(size[0] / width, size[1] / height)
+        return round(shape, 6), enlarged if enlarged > 1 else 1 / enlarged - 1
+
+    size = min(buckets, key=fit)
+    scale = max(size[0] / width, size[1] / height)
+    scaled = max(size[0], round(width * scale)), max(size[1], round(height * scale))
+    left, top = (round((big - small) * part) for big, small, part in zip(scaled, size, offset))
+    return Placed(size, scaled, left, top, size[0] * size[1] / (scaled[0] * scaled[1]))
+
+
+class BucketBatches:
+    """Batches of indices, each from one bucket, in an order that depends on the seed alone.
+
+    Iterating gives this process's share of an endless sequence of epochs. What is left of a bucket at the end of an
+    epoch and fills no batch is filled up from the same bucket's beginning, so nothing is dropped.
+
+    Args:
+        buckets: the bucket of every sample.
+        batch_size: samples of a batch of one process.
+        process, processes: which share this is. All processes together see every batch once.
+    """
+
+    def __init__(
+        self, buckets: Sequence[Size], batch_size: int, seed: int = 0, process: int = 0, processes: int = 1
+    ) -> None:
+        if not buckets:
+            raise ValueError("there are no samples to make batches of")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if not 0 <= process < processes:
+            raise ValueError(f"process must lie in 0..{processes - 1}, not {process}")
+        self.batch_size, self.seed, self.process, self.processes = batch_size, seed, process, processes
+        self.members: dict[Size, list[int]] = defaultdict(list)
+        for index, bucket in enumerate(buckets):
+            self.members[bucket].append(index)
+        self.epoch, self.position = 0, 0
+
+    def epoch_batches(self, epoch: int) -> list[list[int]]:
+        """All batches of an epoch over all processes, in order."""
+        random = Random(f"buckets/{self.seed}/{epoch}")
+        batches = []
+        for bucket in sorted(self.members):
+            members = list(self.members[bucket])
+            random.shuffle(members)
+            short = -len(members) % self.batch_size
+            members += [members[i % len(members)] for i in range(short)]
+            batches += [members[i : i + self.batch_size] for i in range(0, len(members), self.batch_size)]
+        random.shuffle(batches)
+        short = -len(batches) % self.processes
+        return batches + [batches[i % len(batches)] for i in range(short)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        while True:
+            batches = self.epoch_batches(self.epoch)[self.process :: self.processes]
+            while self.position < len(batches):
+                self.position += 1
+                yield batches[self.position - 1]
+            self.epoch, self.position = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the sequence stands."""
+        return {"epoch": self.epoch, "position": self.position, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: it belongs to another order.
+        """
+        if state["seed"] != self.seed:
+            raise ValueError(f"the saved order has seed {state['seed']}, this one {self.seed}")
+        self.epoch, self.position = state["epoch"], state["position"]

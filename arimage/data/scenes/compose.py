@@ -1,0 +1,303 @@
+"""Random scenes: which subjects, colours, places and texts come together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from random import Random
+from typing import Literal, TypeVar
+
+from arimage.data.assets import Assets
+from arimage.data.colors import BY_NAME, COLORS, contrast, distinct_from
+from arimage.data.fonts import Font
+from arimage.data.scenes.draw import PADDING, letter_pixels, text_size
+from arimage.data.scenes.settings import SceneSettings
+from arimage.data.scenes.spec import Background, Holder, Lettering, Pattern, SceneSpec, Shade, Subject
+from arimage.data.split import HELD_OUT_STYLES, combination_held_out, concept_held_out, fraction, text_held_out
+from arimage.data.sprites import Concept
+from arimage.data.words import draw_word
+from arimage.errors import DataError
+
+PLACES = {
+    "center": (0.5, 0.5), "left": (0.28, 0.5), "right": (0.72, 0.5), "top": (0.5, 0.28), "bottom": (0.5, 0.72),
+    "top left": (0.28, 0.28), "top right": (0.72, 0.28), "bottom left": (0.28, 0.72), "bottom right": (0.72, 0.72),
+}  # fmt: skip
+PAIRS = (("left", "right"), ("top", "bottom"))
+PATTERNS: tuple[Pattern, ...] = ("gradient", "stripes", "dots", "checks")
+SCALES = {"small": (0.24, 0.32), "": (0.42, 0.54), "large": (0.62, 0.74)}
+MAX_TEXT_WIDTH = 0.86
+ATTEMPTS = 2000
+Item = TypeVar("Item")
+
+
+class Composer:
+    """Draws the parts of scenes from one random stream, under the settings of a data set.
+
+    Raises:
+        DataError: the assets hold too little for the settings.
+    """
+
+    def __init__(self, assets: Assets, settings: SceneSettings) -> None:
+        self.assets, self.settings = assets, settings
+        pack = assets.sprites
+        self.styles = settings.styles or tuple(style for style in pack.styles if style not in HELD_OUT_STYLES)
+        for style in self.styles:
+            if style not in pack.styles:
+                raise DataError(f"the sprites hold no style {style!r}; they hold {', '.join(pack.styles)}")
+        usable = [
+            code
+            for code, concept in pack.concepts.items()
+            if (not settings.groups or concept.group in settings.groups)
+            and all(style in pack.by_concept.get(code, {}) for style in self.styles)
+            and nameable(concept)
+        ]
+        usable.sort(key=lambda code: fraction("order", code))
+        self.concepts = tuple(usable[: settings.concepts])
+        self.colors = tuple(settings.colors) or tuple(BY_NAME)
+        if len(self.concepts) < 4:
+            raise DataError(f"only {len(self.concepts)} concepts fit the settings; scenes need at least 4")
+
+    @cached_property
+    def train_concepts(self) -> tuple[str, ...]:
+        """Concepts that training may see."""
+        return tuple(code for code in self.concepts if not concept_held_out(code))
+
+    @cached_property
+    def held_concepts(self) -> tuple[str, ...]:
+        """Concepts that appear only as references of evaluation."""
+        return tuple(code for code in self.concepts if concept_held_out(code))
+
+    def allowed(self, spec: SceneSpec) -> bool:
+        """Whether a scene may be shown under the split, and has what ``held`` asks for."""
+        combinations = [
+            combination_held_out(subject.concept, subject.style, spec.background.first.name)
+            for subject in spec.subjects
+        ]
+        text = spec.lettering is not None and text_held_out(spec.lettering.text)
+        concepts = any(concept_held_out(subject.concept) for subject in spec.subjects)
+        held = self.settings.held
+        if self.settings.split == "train":
+            return not (any(combinations) or text or concepts)
+        if held == "combination":
+            return bool(combinations) and all(combinations) and not concepts and not text
+        if held == "word":
+            return text and not concepts
+        if held == "reference concept":
+            return concepts and not text
+        return True
+
+    def until(self, random: Random, make: Callable[[Random], Item], good: Callable[[Item], bool]) -> Item:
+        """Draw until it is good.
+
+        Raises:
+            DataError: nothing good comes.
+        """
+        for _ in range(ATTEMPTS):
+            item = make(random)
+            if good(item):
+                return item
+        raise DataError(
+            f"no scene fits the settings (split {self.settings.split!r}, held {self.settings.held!r}, "
+            f"{len(self.concepts)} concepts): widen them"
+        )
+
+    # Parts
+
+    def shade(self, random: Random, name: str) -> Shade:
+        jitter = self.settings.jitter
+        r, g, b = (min(255, max(0, value + random.randint(-jitter, jitter))) for value in BY_NAME[name].rgb)
+        return Shade(name, (r, g, b))
+
+    def color(self, random: Random, unlike: str | None = None) -> Shade:
+        """A colour that nobody mistakes for another."""
+        names: Sequence[str] = self.colors
+        if unlike is not None:
+            names = [name for name in names if name in distinct_from(unlike)] or [n for n in names if n != unlike]
+        return self.shade(random, random.choice(list(names)))
+
+    def background(self, random: Random, unlike: str | None = None) -> Background:
+        first = self.color(random, unlike)
+        if random.random() >= self.settings.patterns:
+            return Background("plain", first)
+        pattern = random.choice(PATTERNS)
+        return Background(pattern, first, self.color(random, first.name), random.random() < 0.6)
+
+    def concept(self, random: Random, among: Sequence[str] | None = None) -> str:
+        if among is None:
+            among = self.concepts if self.settings.held == "reference concept" else self.train_concepts
+        return random.choice(list(among))
+
+    def scale(self, random: Random) -> tuple[str, float]:
+        word = random.choices(list(SCALES), (0.15, 0.6, 0.25))[0]
+        return word, random.uniform(*SCALES[word])
+
+    def subject(self, random: Random, place: str = "center", most: float = 1.0, style: str | None = None) -> Subject:
+        """A subject at a place, at most ``most`` of the short side large."""
+        word, size = self.scale(random)
+        if size > most:
+            word, size = "", most * random.uniform(0.88, 1.0)
+        x, y = PLACES[place]
+        if "left" in place or "right" in place:
+            x += random.uniform(-0.03, 0.03)
+        return Subject(
+            self.concept(random),
+            style or random.choice(self.styles),
+            x,
+            y,
+            size,
+            place,
+            word,
+            flipped=random.random() < 0.2,
+        )
+
+    def words(self, language: str) -> tuple[str, ...]:
+        """The words that may be written, most frequent first."""
+        return self._words[language]
+
+    @cached_property
+    def _words(self) -> dict[str, tuple[str, ...]]:
+        settings, words = self.settings, self.assets.words
+        known = self.assets.fonts.chinese
+        english = [word for word in words["en"] if len(word) <= settings.english_letters]
+        chinese = [
+            word for word in words["zh"] if len(word) <= settings.chinese_characters and all(c in known for c in word)
+        ]
+        return {"en": tuple(english[: settings.english_words]), "zh": tuple(chinese[: settings.chinese_words])}
+
+    def text(self, random: Random) -> tuple[str, Literal["en", "zh"]]:
+        """A text and its language."""
+        if self._words["zh"] and random.random() < self.settings.chinese_text:
+            return draw_word(random, self._words["zh"]), "zh"
+        if self.settings.held != "word" and random.random() < 0.1:
+            return _digits(random), "en"
+        word = draw_word(random, self._words["en"])
+        if random.random() < self.settings.phrases:
+            more = [draw_word(random, self._words["en"]) for _ in range(random.choice((1, 1, 2)))]
+            phrase = " ".join([word, *more])
+            word = phrase if len(phrase) <= 2 * self.settings.english_letters else word
+        return random.choices((word.upper(), word.capitalize(), word), (0.5, 0.3, 0.2))[0], "en"
+
+    def faces(self, text: str) -> list[Font]:
+        """Faces that can write a text."""
+        faces = self.assets.fonts.can_write(text)
+        if self.settings.fonts is not None:
+            faces = sorted(faces, key=lambda font: fraction("font", font.name))[: self.settings.fonts]
+        return faces
+
+    def lettering(
+        self,
+        random: Random,
+        spec: SceneSpec,
+        places: Sequence[str] = ("center",),
+        heights: tuple[float, float] = (0.12, 0.2),
+    ) -> Lettering:
+        """A text that can be read where it stands, and fits the picture."""
+        text, language = self.text(random)
+        faces = self.faces(text)
+        while not faces:
+            text, language = self.text(random)
+            faces = self.faces(text)
+        holder: Holder = random.choices(("none", "sign", "banner"), (0.5, 0.35, 0.15))[0]
+        under = spec.background.first.name
+        holder_color = None
+        if holder != "none":
+            holder_color = self.color(random, under)
+            under = holder_color.name
+        others = [spec.background.second.rgb] if holder == "none" and spec.background.second else []
+        names = [
+            color.name
+            for color in COLORS
+            if all(contrast(color.rgb, rgb) >= 3.0 for rgb in [BY_NAME[under].rgb, *others])
+        ]
+        if not names and holder == "none":
+            holder, holder_color = "sign", self.color(random, spec.background.first.name)
+            names = [c.name for c in COLORS if contrast(c.rgb, BY_NAME[holder_color.name].rgb) >= 3.0]
+        place = random.choice(list(places))
+        x, y = {"center": (0.5, 0.5), "top": (0.5, 0.17), "bottom": (0.5, 0.83)}[place]
+        height = random.uniform(*heights) * (0.8 if language == "en" and len(text) > 8 else 1.0)
+        color = self.shade(random, random.choice(names or ["black"]))
+        lettering = Lettering(
+            text, language, random.choice(faces).name, color, x, y, height, place, holder, holder_color
+        )
+        return self.fitted(lettering, spec)
+
+    def fitted(self, lettering: Lettering, spec: SceneSpec) -> Lettering:
+        """The lettering made small enough for the picture's width."""
+        width, _ = text_size(lettering, spec, self.assets)
+        room = MAX_TEXT_WIDTH * spec.width - (0.9 * lettering.height * spec.short if lettering.holder == "sign" else 0)
+        if width > room:
+            lettering = replace(lettering, height=max(0.02, lettering.height * room / width * 0.97))
+        letters = letter_pixels(lettering, spec)
+        _, height = text_size(lettering, spec, self.assets)
+        reach = (height / 2 + (PADDING if lettering.holder != "none" else 0.1) * letters + 2) / spec.height
+        return replace(lettering, y=min(max(lettering.y, min(0.5, reach)), max(0.5, 1 - reach)))
+
+    # Whole pictures
+
+    def picture(self, random: Random, task: str, size: tuple[int, int]) -> SceneSpec:
+        """A scene of one of the text-to-image tasks; held-out rules are not looked at here."""
+        width, height = size
+        spec = SceneSpec(width, height, self.background(random))
+        if task == "subject":
+            place = random.choice(list(PLACES)) if random.random() < 0.6 else "center"
+            most = 1.0 if place == "center" else 0.52
+            return replace(spec, subjects=(self.subject(random, place, most),))
+        if task == "subjects":
+            return replace(spec, subjects=self.row(random, 3 if random.random() < 0.25 else 2))
+        if task == "count":
+            return replace(spec, subjects=self.several(random), alike=True)
+        if task == "typography":
+            return replace(spec, lettering=self.lettering(random, spec, ("center", "top", "bottom"), (0.16, 0.3)))
+        place = random.choice(("top", "bottom"))
+        if random.random() < 0.3:
+            return replace(spec, lettering=self.lettering(random, spec))
+        subject = replace(self.subject(random, "center", 0.5), y=0.64 if place == "top" else 0.36, place="")
+        return replace(spec, subjects=(subject,), lettering=self.lettering(random, spec, (place,)))
+
+    def row(self, random: Random, count: int) -> tuple[Subject, ...]:
+        """Different subjects side by side or one above the other, in one style."""
+        style = random.choice(self.styles)
+        places = ("left", "center", "right") if count == 3 else random.choice(PAIRS)
+        most = 0.3 if count == 3 else 0.44
+        subjects: list[Subject] = []
+        for place in places:
+            taken = {subject.concept for subject in subjects}
+            subject = self.until(
+                random,
+                lambda random, place=place: self.subject(random, place, most, style),  # type: ignore[misc]
+                lambda subject, taken=taken: subject.concept not in taken,  # type: ignore[misc]
+            )
+            if count == 3:
+                subject = replace(subject, x={"left": 0.19, "center": 0.5, "right": 0.81}[place])
+            subjects.append(replace(subject, scale=""))
+        return tuple(subjects)
+
+    def several(self, random: Random) -> tuple[Subject, ...]:
+        """Two to four of one concept."""
+        count = random.choice((2, 3, 4))
+        one = replace(self.subject(random), place="", scale="", flipped=False)
+        size = {2: 0.42, 3: 0.29, 4: 0.4}[count] * random.uniform(0.85, 1.0)
+        spots = {
+            2: ((0.27, 0.5), (0.73, 0.5)),
+            3: ((0.19, 0.5), (0.5, 0.5), (0.81, 0.5)),
+            4: ((0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73)),
+        }[count]
+        return tuple(replace(one, x=x, y=y, size=size) for x, y in spots)
+
+
+def nameable(concept: Concept) -> bool:
+    """Whether the English name is a plain noun that says what is to be seen."""
+    name = concept.names["en"]
+    if any(mark in name for mark in ":(,“”") or "o’clock" in name or "thirty" in name or " without " in name:
+        return False
+    return concept.group != "faces" or name.endswith(" face") or " " not in name
+
+
+def _digits(random: Random) -> str:
+    kind = random.randrange(4)
+    if kind == 0:
+        return str(random.randint(0, 99))
+    if kind == 1:
+        return str(random.randint(1900, 2099))
+    if kind == 2:
+        return f"{random.randint(1, 99)}%"
+    return str(random.randint(100, 99999))

@@ -1,0 +1,169 @@
+"""Training of the latent autoencoder: reconstruction, edges, a KL term, and optionally a discriminator.
+
+Latents are sampled from the posterior, so that the decoder forgives small errors of the diffusion. At the end the mean
+and deviation of every latent channel are measured and written into the checkpoint's config, where the sampler
+expects them.
+"""
+
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from arimage.checkpoint import Checkpoint, Component, build_autoencoder
+from arimage.configuration import ModelConfig
+from arimage.training.batches import Example
+from arimage.training.config import TrainConfig
+from arimage.training.objective import Losses, Objective, noise_of, picture, pixels, under
+
+SCALES = 3
+
+
+class AutoencoderObjective(Objective):
+    """L1 + edges (+ perceptual) + KL (+ adversarial) of :class:`diffusers.AutoencoderKL`."""
+
+    def __init__(self, checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -> None:
+        super().__init__(checkpoint, config, device)
+        self.settings = config.autoencoder
+        self.network: Any = build_autoencoder(checkpoint.config)
+        self.network.load_state_dict(
+            checkpoint.autoencoder(device=torch.device("cpu"), dtype=torch.float32).network.state_dict()
+        )
+        if self.settings.adversarial:
+            self.discriminator = PatchDiscriminator()
+        if self.settings.perceptual:
+            self.helpers["perceptual"] = _vision_model(str(self.settings.perceptual_model), device)
+        self.steps = 0
+        self.statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        crop = self.settings.crop
+        images = [pixels(_cropped(example, crop)) for example in examples]
+        return {"pixels": torch.stack(images), "seeds": [example.seed for example in examples]}
+
+    def forward(self, batch: Mapping[str, Any]) -> Losses:
+        true = batch["pixels"]
+        posterior = self.network.encode(true).latent_dist
+        noise = noise_of(batch["seeds"], posterior.mean.shape[1:]).to(true.device)
+        made = self.network.decode(posterior.mean + posterior.std * noise).sample.float()
+        parts = {
+            "l1": F.l1_loss(made, true),
+            "kl": 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean(),
+        }
+        loss = parts["l1"] + self.settings.kl * parts["kl"]
+        if self.settings.edges:
+            parts["edges"] = edge_loss(made, true)
+            loss = loss + self.settings.edges * parts["edges"]
+        if self.settings.perceptual:
+            features = self.helpers["perceptual"]
+            parts["perceptual"] = F.mse_loss(features(made), features(true))
+            loss = loss + self.settings.perceptual * parts["perceptual"]
+        if self.settings.adversarial and self.steps >= self.settings.adversarial_from and self.training:
+            fooled, told = self._adversarial(made, true)
+            parts |= {"fooled": fooled, "told": told}
+            loss = loss + self.settings.adversarial * fooled + told
+        with torch.no_grad():
+            parts["psnr"] = 10 * torch.log10(4 / ((made.clamp(-1, 1) - true) ** 2).mean(dim=(1, 2, 3))).mean()
+        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+    def _adversarial(self, made: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+        """What the autoencoder and what the discriminator lose (hinge); neither gets the other's gradient."""
+        for parameter in self.discriminator.parameters():
+            parameter.requires_grad_(False)
+        fooled = -self.discriminator(made).mean()
+        for parameter in self.discriminator.parameters():
+            parameter.requires_grad_(True)
+        real, fake = self.discriminator(true), self.discriminator(made.detach())
+        return fooled, 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+    def after_step(self) -> None:
+        self.steps += 1
+
+    def facts(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_facts(self, facts: Mapping[str, Any]) -> None:
+        self.steps = facts.get("steps", 0)
+
+    @torch.no_grad()
+    def finish(self, batches: Any) -> dict[str, float]:
+        latents: list[Tensor] = []
+        step = 0
+        while sum(len(part) for part in latents) < self.settings.statistics_samples:
+            images = [pixels(example.pictured.image) for example in batches.examples(step)[0]]
+            latents += [self.network.encode(image[None].to(self.device)).latent_dist.mode().float() for image in images]
+            step += 1
+        columns = torch.cat([part.permute(0, 2, 3, 1).flatten(0, 2) for part in latents])
+        mean, deviation = columns.mean(dim=0), columns.std(dim=0).clamp(min=1e-3)
+        self.statistics = tuple(mean.tolist()), tuple(deviation.tolist())
+        return {"latent_mean": float(mean.abs().mean()), "latent_deviation": float(deviation.mean())}
+
+    def model_config(self) -> ModelConfig:
+        config = self.checkpoint.config
+        if self.statistics is None:
+            return config
+        mean, deviation = self.statistics
+        measured = config.autoencoder.model_copy(update={"latents_mean": mean, "latents_std": deviation})
+        return config.model_copy(update={"autoencoder": measured})
+
+    def states(self, weights: Mapping[str, Tensor]) -> dict[Component, dict[str, Tensor]]:
+        return {"vae": under("network.", weights)}
+
+    @torch.no_grad()
+    def pictures(self, examples: Sequence[Example]) -> list[tuple[str, Image.Image]]:
+        shown = []
+        for number, example in enumerate(examples[:6]):
+            true = pixels(example.pictured.image)[None].to(self.device)
+            made = self.network.decode(self.network.encode(true).latent_dist.mode()).sample
+            shown.append((f"reconstruction {number}", picture(torch.cat([true[0], made[0].float()], dim=-1))))
+        return shown
+
+
+class PatchDiscriminator(nn.Module):
+    """Three strided convolutions that judge patches (Isola et al. 2016, arXiv:1611.07004)."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for level in range(3):
+            out = width * 2**level
+            norm = nn.GroupNorm(8, out) if level else nn.Identity()
+            layers += [nn.Conv2d(channels, out, 4, 2, 1), norm, nn.LeakyReLU(0.2)]
+            channels = out
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, 3, 1, 1))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.layers(values)
+
+
+def edge_loss(made: Tensor, true: Tensor) -> Tensor:
+    """L1 between the gradients of two pictures at full, half and quarter size: sharp where the true one is."""
+    total = made.new_zeros(())
+    for _ in range(SCALES):
+        for axis in (-1, -2):
+            total = total + (made.diff(dim=axis) - true.diff(dim=axis)).abs().mean()
+        made, true = F.avg_pool2d(made, 2), F.avg_pool2d(true, 2)
+    return total / SCALES
+
+
+def _cropped(example: Example, crop: int) -> Image.Image:
+    image = example.pictured.image
+    width, height = image.size
+    if not crop or (width <= crop and height <= crop):
+        return image
+    random = Random(example.seed)
+    left, top = random.randint(0, max(0, width - crop)), random.randint(0, max(0, height - crop))
+    return image.crop((left, top, left + crop, top + crop))
+
+
+def _vision_model(folder: str, device: torch.device) -> Any:
+    """Features of a local vision model, for the perceptual loss."""
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(folder, local_files_only=True).to(device).eval().requires_grad_(False)
+    return lambda values: model(pixel_values=values).last_hidden_state

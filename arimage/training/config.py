@@ -1,0 +1,236 @@
+"""What a stage is: one YAML file, validated once."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from arimage.data.scenes.settings import SceneSettings
+
+Subject = Literal["tokenizer", "autoencoder", "autoregressive", "decoder"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceConfig(_Strict):
+    """One source of samples; exactly one of ``scenes`` (with ``assets``), ``path`` and ``cache``.
+
+    Attributes:
+        weight: how often it is drawn from, relative to the others.
+        scenes: composed pictures; ``assets`` is the folder that ``arimage data sprites`` made.
+        path: people's own data, see :mod:`arimage.data.folders`.
+        cache: a folder that ``arimage prepare`` made.
+        sides: pictures of ``path`` go into buckets of about these areas (side in pixels).
+        minimum_rating: samples of ``path`` below are left out.
+    """
+
+    weight: float = Field(1.0, gt=0)
+    scenes: SceneSettings | None = None
+    assets: str | None = None
+    path: str | None = None
+    cache: str | None = None
+    sides: tuple[int, ...] = (256,)
+    minimum_rating: int = Field(1, ge=1, le=5)
+
+    @model_validator(mode="after")
+    def _one(self) -> "SourceConfig":
+        given = [name for name in ("scenes", "path", "cache") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("a source has exactly one of scenes, path and cache")
+        if self.scenes is not None and self.assets is None:
+            raise ValueError("scenes need assets, the folder that 'arimage data sprites' made")
+        return self
+
+
+class CaptionConfig(_Strict):
+    """Which caption of a sample is read.
+
+    Attributes:
+        dropout: share of captions that are emptied, for guidance of the visual tokens.
+        kinds: how often each kind comes, by its name or the part before or after the slash; all evenly when empty.
+    """
+
+    dropout: float = Field(0.1, ge=0, le=1)
+    kinds: dict[str, float] = Field(default_factory=dict)
+
+
+class TokenizerTraining(_Strict):
+    """Losses of the semantic tokenizer (weights), and how the codebook learns.
+
+    Attributes:
+        frozen_encoder: train the quantiser alone, on the features of the encoder as it is.
+        pixels, contrast, commitment, features: weights of the losses; ``features`` counts with a frozen encoder.
+        decoder_layers, decoder_size: of the throw-away pixel decoder.
+        text_layers: of the small text tower.
+        decay, dead_below: of the codebook's moving averages; codes used less often are replaced.
+        rotation_trick: pass gradients through the quantiser by rotation (Fifty et al. 2024, arXiv:2410.06424).
+    """
+
+    frozen_encoder: bool = False
+    pixels: float = Field(1.0, ge=0)
+    contrast: float = Field(0.1, ge=0)
+    commitment: float = Field(0.25, ge=0)
+    features: float = Field(1.0, ge=0)
+    decoder_layers: int = Field(2, ge=1)
+    decoder_size: int = Field(192, ge=8)
+    text_layers: int = Field(2, ge=1)
+    decay: float = Field(0.95, gt=0, lt=1)
+    dead_below: float = Field(0.2, ge=0)
+    rotation_trick: bool = True
+
+
+class AutoencoderTraining(_Strict):
+    """Losses of the latent autoencoder (weights).
+
+    Attributes:
+        crop: side of the training crops in pixels, a multiple of 32; 0 takes whole pictures.
+        edges: of picture gradients at three scales, the perceptual loss that needs no other network.
+        perceptual: of features of ``perceptual_model``, a local folder of a vision model that transformers opens.
+        kl: mean over latent elements.
+        adversarial: of a patch discriminator, from step ``adversarial_from`` on.
+        statistics_samples: pictures over which latent mean and deviation are measured at the end.
+    """
+
+    crop: int = Field(128, ge=0, multiple_of=32)
+    edges: float = Field(1.0, ge=0)
+    perceptual: float = Field(0.0, ge=0)
+    perceptual_model: str | None = None
+    kl: float = Field(5e-4, ge=0)
+    adversarial: float = Field(0.0, ge=0)
+    adversarial_from: int = Field(0, ge=0)
+    statistics_samples: int = Field(256, ge=1)
+
+
+class AutoregressiveTraining(_Strict):
+    """Losses of the autoregressive model.
+
+    Attributes:
+        preview_weight: of the preview's tokens against the target's.
+        end_weight: of the image end.
+        label_smoothing: in [0, 1).
+    """
+
+    preview_weight: float = Field(1.0, ge=0)
+    end_weight: float = Field(0.1, ge=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class DecoderTraining(_Strict):
+    """Flow matching of the diffusion transformer.
+
+    Attributes:
+        noise_mean, noise_deviation: of the logit-normal noise levels before the shift.
+        drop_all: share of samples without visual tokens, glyphs and references (the unconditional branch).
+        drop_prior, drop_glyphs, drop_references: shares that lose one of them alone.
+        corrupt: share of samples whose visual tokens are corrupted; of those, up to ``corrupt_share`` of the tokens
+            become random codes.
+        train_glyph_encoder: learn the glyph encoder too.
+    """
+
+    noise_mean: float = 0.0
+    noise_deviation: float = Field(1.0, gt=0)
+    drop_all: float = Field(0.1, ge=0, le=1)
+    drop_prior: float = Field(0.02, ge=0, le=1)
+    drop_glyphs: float = Field(0.02, ge=0, le=1)
+    drop_references: float = Field(0.02, ge=0, le=1)
+    corrupt: float = Field(0.3, ge=0, le=1)
+    corrupt_share: float = Field(0.2, ge=0, le=1)
+    train_glyph_encoder: bool = True
+
+
+class LoraConfig(_Strict):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) instead of whole weights.
+
+    Attributes:
+        rank, alpha: of the adapters.
+        targets: names of the linear layers that get one; by default those of attention.
+    """
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "to_q", "to_k", "to_v", "to_out.0")
+
+
+class SampleConfig(_Strict):
+    """Pictures that are made every so often from fixed prompts, and fixed edits of held-out scenes."""
+
+    prompts: tuple[str, ...] = ()
+    edits: int = Field(0, ge=0, description="fixed edits, taken from the evaluation's records with sources")
+    size: tuple[int, int] = (256, 256)
+    steps: int = Field(20, ge=1)
+    guidance: float = Field(1.5, ge=1)
+    seed: int = 0
+
+
+class TrainConfig(_Strict):
+    """A stage of training.
+
+    Attributes:
+        train: which network.
+        start: the checkpoint folder that it begins from.
+        output: the folder of the run: its saved states, logs, samples, and the finished checkpoint.
+        steps: optimiser steps.
+        batch_size: samples of a process and micro-batch; ``accumulation`` micro-batches make a step.
+        learning_rate, schedule, warmup, final_share: cosine to ``final_share`` of the rate, linear to it, or constant.
+        clip: largest gradient norm.
+        ema: decay of the weights' moving average, which is what is evaluated and exported; None is none.
+        trainable, frozen: patterns of parameter names (fnmatch); what matches none of ``trainable``, or one of
+            ``frozen``, stays as it is. A pattern that matches nothing is an error.
+        vision_rows_only: of the embedding, only the rows of vision words learn.
+        save_every, keep: states are saved every so many steps; the last ``keep`` and the best stay.
+        on_spike: what to do when the loss is not finite or above ``spike_factor`` times its running median.
+        max_bad_share: the run stops when more of its samples than that were unreadable.
+    """
+
+    train: Subject
+    start: str
+    output: str
+    seed: int = 0
+    steps: int = Field(ge=1)
+    batch_size: int = Field(8, ge=1)
+    accumulation: int = Field(1, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: int = Field(100, ge=0)
+    final_share: float = Field(0.05, ge=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = Field(1.0, gt=0)
+    ema: float | None = Field(0.999, ge=0, lt=1)
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    trainable: tuple[str, ...] = ("*",)
+    frozen: tuple[str, ...] = ()
+    vision_rows_only: bool = False
+    workers: int = Field(0, ge=0)
+    log_every: int = Field(10, ge=1)
+    save_every: int = Field(500, ge=1)
+    keep: int = Field(2, ge=1)
+    evaluate_every: int = Field(500, ge=1)
+    evaluation_batches: int = Field(8, ge=0)
+    sample_every: int = Field(500, ge=1)
+    on_spike: Literal["stop", "skip", "ignore"] = "stop"
+    spike_factor: float = Field(10.0, gt=1)
+    max_bad_share: float = Field(0.05, ge=0, le=1)
+    trackers: tuple[str, ...] = ("tensorboard",)
+    data: tuple[SourceConfig, ...] = Field(min_length=1)
+    evaluation: tuple[SourceConfig, ...] = ()
+    captions: CaptionConfig = CaptionConfig()
+    samples: SampleConfig = SampleConfig()
+    tokenizer: TokenizerTraining = TokenizerTraining()
+    autoencoder: AutoencoderTraining = AutoencoderTraining()
+    autoregressive: AutoregressiveTraining = AutoregressiveTraining()
+    decoder: DecoderTraining = DecoderTraining()
+    lora: LoraConfig | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        if self.lora is not None and self.train not in ("autoregressive", "decoder"):
+            raise ValueError("lora is for the autoregressive model and the decoder")
+        if self.vision_rows_only and self.train != "autoregressive":
+            raise ValueError("vision_rows_only is for the autoregressive model")
+        if self.autoencoder.perceptual and not self.autoencoder.perceptual_model:
+            raise ValueError("autoencoder.perceptual needs autoencoder.perceptual_model")
+        return self

@@ -1,0 +1,190 @@
+"""Training of the diffusion decoder: flow matching under visual tokens, glyphs and references.
+
+Noise levels are drawn logit-normal (Esser et al. 2024, arXiv:2403.03206) and shifted with the picture's size by the
+sampler's own rule; the network is told the same unshifted timestep that the sampler will tell it. References run
+through the same network at t = 0, with gradient.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from arimage.checkpoint import Checkpoint, Component
+from arimage.data.records import EncodedRecord, Record
+from arimage.training.batches import Example
+from arimage.training.config import DecoderTraining, TrainConfig
+from arimage.training.objective import Losses, Objective, generator, noise_of, pixels, under, uniform_of
+from arimage.training.samples import true_token_pictures
+from arimage.training.tokens import encode_views, reference_view
+from decoder.glyph import GlyphEncoder, quoted_texts
+from decoder.sampler import ScheduleConfig, shift_sigma
+from tokenizer.image_size import SizeLimits
+from tokenizer.semantic_tokenizer import half_size_pixels
+
+SHOWN = 8
+NOISE, LEVEL, DROPS, CORRUPTION = range(4)
+
+
+def training_levels(
+    normal: Tensor, sequence_length: int, schedule: ScheduleConfig, settings: DecoderTraining
+) -> tuple[Tensor, Tensor]:
+    """Noise levels of samples from unit normal numbers.
+
+    Args:
+        normal: (B,).
+        sequence_length: DiT tokens of the picture.
+
+    Returns:
+        Shifted noise levels sigma in (0, 1], and the timesteps that the network is told, both (B,).
+    """
+    logits = settings.noise_mean + settings.noise_deviation * normal
+    steps = schedule.num_train_timesteps
+    levels = (torch.sigmoid(logits) * steps).ceil().clamp(1, steps)
+    return shift_sigma(levels / steps, schedule.shift(sequence_length)), levels - 1
+
+
+class DecoderObjective(Objective):
+    """Mean squared error of the velocity ``noise - clean``."""
+
+    def __init__(self, checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -> None:
+        super().__init__(checkpoint, config, device)
+        self.settings = config.decoder
+        cpu = torch.device("cpu")
+        self.transformer = checkpoint.transformer(device=cpu, dtype=torch.float32)
+        self.transformer.gradient_checkpointing = config.gradient_checkpointing
+        glyph_encoder = checkpoint.glyph_encoder(device=cpu, dtype=torch.float32)
+        if self.settings.train_glyph_encoder:
+            self.glyph_encoder = glyph_encoder
+        else:
+            self.helpers["glyph_encoder"] = glyph_encoder.to(device)
+        self.helpers["tokenizer"] = checkpoint.semantic_tokenizer(device=device, dtype=torch.float32)
+        self.helpers["autoencoder"] = checkpoint.autoencoder(device=device, dtype=torch.float32)
+        processor = checkpoint.config.processor
+        self.limits = SizeLimits(processor.min_side, processor.max_side)
+        self.schedule = checkpoint.config.scheduler
+        self.codes = checkpoint.config.quantizer.num_embeddings
+
+    def train(self, mode: bool = True) -> "DecoderObjective":
+        """The glyph encoder's dropout stays off: what it is asked at inference it is asked here."""
+        super().train(mode)
+        if self.settings.train_glyph_encoder:
+            self.glyph_encoder.eval()
+        return self
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        encoded = [example.record for example in examples if isinstance(example.record, EncodedRecord)]
+        if encoded:
+            tensors: dict[str, Any] = {
+                "encoded": (
+                    torch.stack([record.latents for record in encoded]),
+                    torch.stack([record.codes for record in encoded]),
+                    [[(latents, codes) for codes, latents in record.references] for record in encoded],
+                )
+            }
+        else:
+            records = [example.record for example in examples if isinstance(example.record, Record)]
+            references = [[reference_view(source, self.limits) for source in record.sources] for record in records]
+            tensors = {
+                "pixels": torch.stack([pixels(record.image) for record in records]),
+                "views": [half_size_pixels(record.image) for record in records],
+                "references": [[(pixels(view), half_size_pixels(view)) for view in views] for views in references],
+            }
+        return {
+            **tensors,
+            "glyphs": [quoted_texts(example.caption) for example in examples],
+            "seeds": [example.seed for example in examples],
+        }
+
+    @torch.no_grad()
+    def encode(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, list[list[tuple[Tensor, Tensor]]]]:
+        """Clean latents (B, C, h, w), codes (B, h/4, w/4), and each sample's references as (latents, codes)."""
+        autoencoder, tokenizer = self.helpers["autoencoder"], self.helpers["tokenizer"]
+        latents = autoencoder.encode(batch["pixels"])
+        shown = [view for row in batch["references"] for _, view in row]
+        codes = encode_views(tokenizer, [*batch["views"], *shown], self.device)
+        own, others = codes[: len(latents)], iter(codes[len(latents) :])
+        references = [
+            [(autoencoder.encode(values[None])[0], next(others)) for values, _ in row] for row in batch["references"]
+        ]
+        return latents, torch.stack(own), references
+
+    def forward(self, batch: Mapping[str, Any]) -> Losses:
+        latents, codes, references = batch["encoded"] if "encoded" in batch else self.encode(batch)
+        seeds, settings = batch["seeds"], self.settings
+        count, _, height, width = latents.shape
+        drops = uniform_of(seeds, 5, DROPS).to(latents.device)
+        everything = drops[:, 0] < settings.drop_all
+        no_prior = everything | (drops[:, 1] < settings.drop_prior)
+        no_glyphs = everything | (drops[:, 2] < settings.drop_glyphs)
+        no_references = everything | (drops[:, 3] < settings.drop_references)
+        if settings.corrupt:
+            codes = self._corrupted(codes, seeds, drops[:, 4] < settings.corrupt)
+        normal = torch.cat([torch.randn(1, generator=generator(seed, LEVEL)) for seed in seeds])
+        sigma, timestep = training_levels(normal, height * width // 4, self.schedule, settings)
+        sigma, timestep = sigma.to(latents.device), timestep.to(latents.device)
+        noise = noise_of(seeds, latents.shape[1:], NOISE).to(latents.device)
+        level = sigma[:, None, None, None]
+        texts = [[] if dropped else row for row, dropped in zip(batch["glyphs"], no_glyphs.tolist())]
+        glyphs, mask = self._glyphs(texts)
+        kept = [[] if dropped else row for row, dropped in zip(references, no_references.tolist())]
+        size = torch.tensor([[height * 8, width * 8]], device=latents.device).expand(count, -1)
+        velocity = self.transformer(
+            (1 - level) * latents + level * noise,
+            timestep,
+            prior_tokens=codes,
+            glyphs=glyphs,
+            glyph_mask=mask,
+            target_size=size,
+            prior_dropped=no_prior,
+            references=self.transformer.encode_references(kept),
+        )
+        losses = F.mse_loss(velocity.float(), noise - latents, reduction="none").mean(dim=(1, 2, 3))
+        told = ~no_prior
+        parts = {"loss": losses.mean()}
+        if told.any():
+            parts["told"] = losses[told].mean().detach()
+        return parts
+
+    def _glyphs(self, texts: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+        if self.settings.train_glyph_encoder:
+            return self.glyph_encoder.encode_padded(texts)
+        encoder: GlyphEncoder = self.helpers["glyph_encoder"]
+        with torch.no_grad():
+            return encoder.encode_padded(texts)
+
+    def _corrupted(self, codes: Tensor, seeds: Sequence[int], chosen: Tensor) -> Tensor:
+        """Random codes in place of some, as the autoregressive half may get them wrong."""
+        shape = codes.shape[1:]
+        rows = []
+        for row, seed, corrupt in zip(codes, seeds, chosen.tolist()):
+            if corrupt:
+                stream = generator(seed, CORRUPTION)
+                share = float(torch.rand(1, generator=stream)) * self.settings.corrupt_share
+                hit = (torch.rand(shape, generator=stream) < share).to(row.device)
+                row = torch.where(hit, torch.randint(self.codes, shape, generator=stream).to(row.device), row)
+            rows.append(row)
+        return torch.stack(rows)
+
+    def live_networks(self) -> dict[str, Any]:
+        glyph_encoder = self.glyph_encoder if self.settings.train_glyph_encoder else self.helpers["glyph_encoder"]
+        return {
+            "transformer": self.transformer,
+            "glyph_encoder": glyph_encoder,
+            "semantic_tokenizer": self.helpers["tokenizer"],
+            "autoencoder": self.helpers["autoencoder"],
+        }
+
+    def pictures(self, examples: Sequence[Example]) -> list[tuple[str, Image.Image]]:
+        chosen = list(examples[:SHOWN])
+        return true_token_pictures(self, chosen, self.config.samples.steps, self.config.samples.guidance)
+
+    def states(self, weights: Mapping[str, Tensor]) -> dict[Component, dict[str, Tensor]]:
+        states: dict[Component, dict[str, Tensor]] = {"transformer": under("transformer.", weights)}
+        glyphs = under("glyph_encoder.encoder.", weights)
+        if glyphs:
+            states["text_encoder"] = glyphs
+        return states

@@ -1,0 +1,115 @@
+"""What is trained: networks, how examples become tensors, the loss, and what goes back into the checkpoint."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from arimage.checkpoint import Checkpoint, Component
+from arimage.configuration import ModelConfig
+from arimage.training.batches import Example
+from arimage.training.config import TrainConfig
+
+Losses = dict[str, Tensor]
+
+
+class Objective(nn.Module, ABC):
+    """Base of everything that is trained.
+
+    Registered sub-modules are trained (or frozen by pattern); helpers that only serve, like the frozen tokenizer,
+    are kept in :attr:`helpers`, which is no sub-module.
+
+    Args:
+        checkpoint: where the weights come from.
+        config: the stage.
+        device: where the helpers live.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -> None:
+        super().__init__()
+        self.checkpoint, self.config, self.device = checkpoint, config, device
+        self.helpers: dict[str, Any] = {}
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Tensors of a batch, on the CPU; runs in worker processes and touches no network."""
+
+    @abstractmethod
+    def forward(self, batch: Mapping[str, Any]) -> Losses:
+        """``loss``, the mean over the batch's samples, and its parts, detached."""
+
+    @abstractmethod
+    def states(self, weights: Mapping[str, Tensor]) -> dict[Component, dict[str, Tensor]]:
+        """The checkpoint's tensors that training changed, from the objective's own ``state_dict``."""
+
+    def model_config(self) -> ModelConfig:
+        """The configuration of the checkpoint that is written."""
+        return self.checkpoint.config
+
+    def prepare(self, batches: Any) -> None:
+        """Called once before the first step of a run, not when one is resumed; ``batches`` gives examples."""
+        return
+
+    def finish(self, batches: Any) -> dict[str, float]:
+        """Called after the last step with the weights that are exported; what it measured is reported."""
+        return {}
+
+    def after_step(self) -> None:
+        """Called after each optimiser step."""
+        return
+
+    def live_networks(self) -> dict[str, Any]:
+        """The networks in training, under the names that :class:`arimage.networks.Networks` knows."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """What a saved state must remember besides weights (JSON)."""
+        return {}
+
+    def load_facts(self, facts: Mapping[str, Any]) -> None:
+        """Take up what :meth:`facts` gave."""
+        return
+
+    def report(self, batches: Any, count: int) -> dict[str, float]:
+        """More figures of an evaluation than its losses."""
+        return {}
+
+    def pictures(self, examples: Sequence[Example]) -> list[tuple[str, Image.Image]]:
+        """Pictures that show how far training is, for objectives that have no use for prompts."""
+        return []
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """(3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def picture(values: Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1] to RGB."""
+    array = ((values.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
+
+
+def noise_of(seeds: Sequence[int], shape: Sequence[int], purpose: int = 0) -> Tensor:
+    """Unit noise, a stream for each sample: (B, *shape). It does not depend on the sample's neighbours."""
+    rows = [torch.randn(tuple(shape), generator=generator(seed, purpose)) for seed in seeds]
+    return torch.stack(rows)
+
+
+def uniform_of(seeds: Sequence[int], count: int, purpose: int) -> Tensor:
+    """Numbers in [0, 1), a stream for each sample: (B, count)."""
+    return torch.stack([torch.rand(count, generator=generator(seed, purpose)) for seed in seeds])
+
+
+def generator(seed: int, purpose: int) -> torch.Generator:
+    """A random stream of one sample for one purpose."""
+    return torch.Generator().manual_seed((seed * 31 + purpose * 1_000_003) % 2**63)
+
+
+def under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Entries that begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

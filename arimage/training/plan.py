@@ -1,0 +1,221 @@
+"""What a stage needs before a GPU is rented: memory, work and time, from the config and the meta device.
+
+Memory of a GPU under FSDP2 with bf16 computation over G GPUs, in bytes for each of P trained parameters:
+4 (weights) + 4 (gradients) + 8 (AdamW) + 4 (moving average), all divided by G; frozen parameters 2 each, divided by
+G where they belong to the trained network, whole otherwise; two gathered layers in bf16; activations. With
+checkpointing a layer keeps its input (2 bytes x hidden x token) and one layer at a time its inside; without, every
+layer its inside, about 34 bytes x hidden x token (Korthikanti et al. 2022, arXiv:2205.05198, with attention that
+stores no scores).
+
+Work of a step: 6 FLOP for each trained parameter and token (8 with checkpointing), 2 for each frozen one that only
+looks, and 12 x layers x hidden x token x visible token for attention (16 with checkpointing).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arimage.autoregressive.layout import preview_grid, target_grid
+from arimage.checkpoint import Checkpoint, meta_networks
+from arimage.configuration import ModelConfig, load_yaml
+from arimage.data.buckets import bucket_sizes
+from arimage.errors import UsageError
+from arimage.training.config import TrainConfig
+
+INSIDE = 34
+PROMPT_TOKENS = 80
+GLYPH_TOKENS = 64
+GB = 1e9
+RESERVE = 4.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """GPUs: how many, memory of each in GB, peak of each in bf16 TFLOP/s, and the share of it that is reached."""
+
+    gpus: int
+    memory: float
+    teraflops: float
+    utilisation: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage needs.
+
+    Attributes:
+        trained, frozen: parameters.
+        tokens: of the longest sample.
+        weights, gradients, optimizer, average, others, activations: GB on each GPU.
+        flops: of one optimiser step over all GPUs.
+        seconds_a_step, hours_a_million: at the stated utilisation; of a step, and of a million samples.
+    """
+
+    stage: str
+    machine: Machine
+    trained: int
+    frozen: int
+    tokens: int
+    samples_a_step: int
+    weights: float
+    gradients: float
+    optimizer: float
+    average: float
+    others: float
+    activations: float
+    flops: float
+    seconds_a_step: float
+    hours_a_million: float
+
+    @property
+    def memory(self) -> float:
+        """GB on each GPU, with a reserve for the allocator and kernels."""
+        parts = (self.weights, self.gradients, self.optimizer, self.average, self.others, self.activations)
+        return sum(parts) + RESERVE
+
+    @property
+    def fits(self) -> bool:
+        return self.memory <= self.machine.memory
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "memory": self.memory, "fits": self.fits}
+
+    def lines(self) -> list[str]:
+        """For people."""
+        machine = self.machine
+        parts = ", ".join(
+            f"{name} {getattr(self, name):.1f}"
+            for name in ("weights", "gradients", "optimizer", "average", "others", "activations")
+        )
+        verdict = "fits" if self.fits else "does NOT fit"
+        return [
+            f"{self.stage}: {self.trained / 1e6:,.1f} M parameters learn, {self.frozen / 1e6:,.1f} M are frozen",
+            f"memory of each of {machine.gpus} GPUs: {self.memory:.1f} GB of {machine.memory:g} GB, {verdict}",
+            f"  in GB: {parts}, reserve {RESERVE:.1f}",
+            f"a step: {self.samples_a_step} samples of up to {self.tokens} tokens, {self.flops / 1e15:.3f} PFLOP, "
+            f"{self.seconds_a_step:.2f} s at {machine.utilisation:.0%} of {machine.teraflops:g} TFLOP/s",
+            f"a million samples: {self.hours_a_million:.1f} hours",
+        ]
+
+
+def plan_stage(path: Path, overrides: Sequence[str], machine: Machine, model: Path | None = None) -> Plan:
+    """The plan of a stage file.
+
+    Raises:
+        UsageError: the dimensions cannot be found.
+    """
+    config = load_yaml(path, TrainConfig, overrides)
+    beside = path.parent / "model.yaml"
+    if model is None and not beside.exists() and (Path(config.start) / "model_index.json").exists():
+        return plan(config, Checkpoint.open(config.start).config, machine, path.stem)
+    source = model or beside
+    if not source.exists():
+        raise UsageError(f"{source} does not exist; name the dimensions with --model")
+    return plan(config, load_yaml(source, ModelConfig), machine, path.stem)
+
+
+def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = "") -> Plan:
+    """The plan of a stage with some dimensions."""
+    with torch.device("meta"):
+        networks = meta_networks(model)
+    counts = {component: _count(network.parameters()) for component, network in networks.items()}
+    language: Any = networks["vision_language_encoder"]
+    tokenizer = _count(language["model"].visual.parameters()) + _count(language["model"].vqmodel.parameters())
+    height, width = _largest(config)
+    target = target_grid(height, width)
+    if config.train == "autoregressive":
+        text = model.text_model
+        layers, hidden = text.num_hidden_layers, text.hidden_size
+        trained, beside = counts["vision_language_encoder"] - tokenizer, tokenizer
+        tokens = PROMPT_TOKENS + preview_grid(target).cells + target.cells
+        visible, inside = tokens / 2, INSIDE * (1 + text.intermediate_size / (4 * hidden)) / 2
+        encoded = tokenizer * (target.cells + preview_grid(target).cells)
+    elif config.train == "decoder":
+        layers, hidden = model.transformer.num_layers, model.transformer.hidden_size
+        glyphs = counts["text_encoder"] if config.decoder.train_glyph_encoder else 0
+        trained = counts["transformer"] + glyphs
+        beside = tokenizer + counts["vae"] + counts["text_encoder"] - glyphs
+        tokens = GLYPH_TOKENS + 4 * target.cells
+        visible, inside = float(tokens), float(INSIDE)
+        encoded = tokenizer * target.cells + counts["vae"] // 2 * target.cells * 16
+    elif config.train == "tokenizer":
+        layers, hidden = model.vision_encoder.depth, model.vision_encoder.hidden_size
+        trained = tokenizer if not config.tokenizer.frozen_encoder else tokenizer - _count(
+            language["model"].visual.parameters()
+        )  # fmt: skip
+        beside, tokens = tokenizer - trained, target.cells
+        visible, inside, encoded = float(tokens), float(INSIDE), 0
+    else:
+        trained, beside, encoded = counts["vae"], 0, 0
+        crop = config.autoencoder.crop or max(height, width)
+        widths = model.autoencoder.block_out_channels
+        layers, hidden = 4 * (2 * model.autoencoder.layers_per_block + 1), widths[0]
+        tokens, visible, inside = crop * crop, 0.0, 8.0
+    frozen_inside = 0
+    if config.lora is not None:
+        adapters = 2 * 4 * layers * hidden * config.lora.rank
+        trained, frozen_inside = adapters, trained
+    elif config.vision_rows_only:
+        whole = trained
+        trained = 2 * model.text_model.vision_vocab_size * model.text_model.hidden_size
+        frozen_inside = whole - trained
+    batch = config.batch_size
+    samples = batch * config.accumulation * machine.gpus
+    checkpointed = config.gradient_checkpointing
+    kept = (2 * hidden * layers + inside * hidden) if checkpointed else inside * hidden * layers
+    head = model.text_model.vision_vocab_size * 8 if config.train == "autoregressive" else 0
+    activations = batch * tokens * (kept + head) / GB
+    share = GB * machine.gpus
+    layer = 2 * 2 * (trained + frozen_inside) / max(1, layers) / GB
+    flops_token = (8 if checkpointed else 6) * (trained + frozen_inside)
+    attention = (16 if checkpointed else 12) * layers * hidden * visible
+    flops = samples * (tokens * (flops_token + attention) + 2 * encoded)
+    if config.train == "autoencoder":
+        flops = samples * 3 * _convolutions(model, tokens)
+    seconds = flops / (machine.gpus * machine.teraflops * 1e12 * machine.utilisation)
+    return Plan(
+        stage=name,
+        machine=machine,
+        trained=trained,
+        frozen=frozen_inside + beside,
+        tokens=tokens,
+        samples_a_step=samples,
+        weights=(4 * trained + 2 * frozen_inside) / share + layer,
+        gradients=4 * trained / share,
+        optimizer=8 * trained / share,
+        average=0.0 if config.ema is None else 4 * trained / share,
+        others=2 * beside / GB,
+        activations=activations,
+        flops=flops,
+        seconds_a_step=seconds,
+        hours_a_million=seconds * 1e6 / samples / 3600,
+    )
+
+
+def _count(parameters: Iterable[torch.Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _largest(config: TrainConfig) -> tuple[int, int]:
+    """(height, width) of the stage's largest picture."""
+    sizes: list[tuple[int, int]] = []
+    for source in config.data:
+        if source.scenes is not None:
+            sizes += source.scenes.sizes
+        else:
+            sizes += [size for side in source.sides for size in bucket_sizes(side)]
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    return height, width
+
+
+def _convolutions(model: ModelConfig, pixels: int) -> float:
+    """FLOP of the autoencoder's forward pass: its 3x3 convolutions at each level."""
+    total = 0.0
+    for level, width in enumerate(model.autoencoder.block_out_channels):
+        count = 2 * model.autoencoder.layers_per_block * 2 + 4
+        total += count * 2 * 9 * width * width * pixels / 4 ** min(level, 3)
+    return total

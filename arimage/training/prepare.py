@@ -1,0 +1,206 @@
+"""The prepared cache: a data set's visual tokens, latents and captions, encoded once.
+
+    index.json                 what made it, and how many samples each shard holds
+    shard-00000.safetensors    tensors by sample; shard-00000.json their captions and sizes
+
+Shards appear whole or not at all, so preparing goes on where it stopped. The index holds a hash of the encoders'
+weights: a cache of other networks is refused, not silently trained on.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arimage.checkpoint import Checkpoint
+from arimage.data.buckets import BucketBatches
+from arimage.data.records import EncodedRecord, Record
+from arimage.errors import DataError
+from arimage.output import write_whole
+from arimage.training.batches import StepBatches
+from arimage.training.config import TrainConfig
+from arimage.training.objective import pixels
+from arimage.training.tokens import encode_views, preview_view, reference_view
+from tokenizer.image_size import SizeLimits
+from tokenizer.semantic_tokenizer import half_size_pixels
+
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """How much :func:`prepare` made, and how many samples it had to leave out."""
+
+    samples: int
+    shards: int
+    skipped: int
+
+
+def encoders_hash(checkpoint: Checkpoint) -> str:
+    """SHA-256 over the weights of the semantic tokenizer and the autoencoder, and over the latents' statistics."""
+    digest = hashlib.sha256()
+    cpu = torch.device("cpu")
+    tokenizer = checkpoint.semantic_tokenizer(device=cpu, dtype=torch.float32)
+    autoencoder = checkpoint.autoencoder(device=cpu, dtype=torch.float32)
+    for network in (tokenizer, autoencoder):
+        for name, value in sorted(network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.numpy().tobytes())
+    config = checkpoint.config
+    digest.update(repr((config.autoencoder.latents_mean, config.autoencoder.latents_std, config.processor)).encode())
+    return digest.hexdigest()
+
+
+def prepare(config: TrainConfig, folder: Path, count: int, shard: int, say: Callable[[str], None] = print) -> Prepared:
+    """Encode the first ``count`` samples of a stage's data.
+
+    Raises:
+        DataError: the folder holds a cache of other networks or settings.
+    """
+    from accelerate import Accelerator
+
+    device = Accelerator().device
+    checkpoint = Checkpoint.open(config.start)
+    data = [source.model_dump(mode="json") for source in config.data]
+    about = {
+        "encoders": encoders_hash(checkpoint), "data": data, "seed": config.seed, "shard": shard,
+        "batch_size": config.batch_size,
+    }  # fmt: skip
+    index: dict[str, Any] = {"about": about, "shards": []}
+    if (folder / INDEX).exists():
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if index["about"] != json.loads(json.dumps(about)):
+            raise DataError(f"{folder} holds a cache of other networks or settings; choose another folder")
+    encoder = _Encoder(checkpoint, device)
+    batches = StepBatches(config.data, config.batch_size, lambda examples: {}, config.captions, seed=config.seed)
+    shards: list[dict[str, Any]] = index["shards"]
+    skipped = sum(entry["skipped"] for entry in shards)
+    step = shards[-1]["next_step"] if shards else 0
+    done = sum(entry["samples"] for entry in shards)
+    while done < count:
+        tensors: dict[str, Tensor] = {}
+        rows: list[dict[str, Any]] = []
+        bad_count = 0
+        while len(rows) < min(shard, count - done):
+            examples, bad = batches.examples(step)
+            step += 1
+            bad_count += len(bad)
+            for example in examples:
+                if isinstance(example.record, Record):
+                    rows.append(encoder.add(example.record, len(rows), tensors))
+        name = f"shard-{len(shards):05d}"
+        _write_shard(folder, name, tensors, rows)
+        shards.append({"name": name, "samples": len(rows), "next_step": step, "skipped": bad_count})
+        write_whole(folder / INDEX, json.dumps(index, indent=1).encode())
+        done, skipped = done + len(rows), skipped + bad_count
+        say(f"{done} of {count} samples, {skipped} skipped")
+    return Prepared(done, len(shards), skipped)
+
+
+class _Encoder:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.tokenizer = checkpoint.semantic_tokenizer(device=device, dtype=torch.float32)
+        self.autoencoder = checkpoint.autoencoder(device=device, dtype=torch.float32)
+        processor = checkpoint.config.processor
+        self.limits, self.device = SizeLimits(processor.min_side, processor.max_side), device
+
+    @torch.no_grad()
+    def add(self, record: Record, number: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """Put a record's tensors into a shard; its row."""
+        references = [reference_view(source, self.limits) for source in record.sources]
+        views = [half_size_pixels(image) for image in (record.image, *references)]
+        if not references:
+            views.append(preview_view(record.image))
+        codes = [grid.cpu().to(torch.int32) for grid in encode_views(self.tokenizer, views, self.device)]
+        images = (record.image, *references)
+        latents = [self.autoencoder.encode(pixels(image)[None].to(self.device))[0].cpu().half() for image in images]
+        tensors[f"{number}/codes"], tensors[f"{number}/latents"] = codes[0], latents[0]
+        if not references:
+            tensors[f"{number}/preview"] = codes[-1]
+        for place in range(len(references)):
+            tensors[f"{number}/reference-{place}/codes"] = codes[1 + place]
+            tensors[f"{number}/reference-{place}/latents"] = latents[1 + place]
+        return {
+            "size": [record.image.height, record.image.width], "captions": record.captions, "task": record.task,
+            "rating": record.rating, "references": len(references), "name": record.name,
+        }  # fmt: skip
+
+
+def _write_shard(folder: Path, name: str, tensors: dict[str, Tensor], rows: list[dict[str, Any]]) -> None:
+    from safetensors.torch import save
+
+    write_whole(folder / f"{name}.safetensors", save({key: value.contiguous() for key, value in tensors.items()}))
+    write_whole(folder / f"{name}.json", json.dumps(rows, ensure_ascii=False).encode())
+
+
+class CacheSource:
+    """A cache as a source of batches: samples of one size and one number of references go together.
+
+    Args:
+        encoders: the hash of the encoders that it must have been made with.
+
+    Raises:
+        DataError: it is missing, damaged or made with other encoders.
+    """
+
+    def __init__(self, folder: Path, seed: int, batch: int, encoders: str | None) -> None:
+        self.folder = folder
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            self.rows = [
+                (entry["name"], number, row)
+                for entry in index["shards"]
+                for number, row in enumerate(json.loads((folder / f"{entry['name']}.json").read_text(encoding="utf-8")))
+            ]
+        except FileNotFoundError:
+            raise DataError(f"{folder} is no prepared cache; make it with: arimage prepare STAGE -o {folder}") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder} is damaged: {error}") from None
+        if encoders is not None and index["about"]["encoders"] != encoders:
+            raise DataError(
+                f"{folder} was prepared with another tokenizer or autoencoder than the stage starts from; "
+                "prepare it again from this checkpoint"
+            )
+        kinds = [(*row["size"], row["references"]) for _, _, row in self.rows]
+        self.batches = BucketBatches(kinds, batch, seed)
+        self._open = lru_cache(maxsize=4)(self._opened)
+
+    def records(self, draw: int, count: int) -> list[Callable[[int], EncodedRecord]]:
+        """Readers of the ``draw``-th batch."""
+        per_epoch = len(self._order(0))
+        batch = self._order(draw // per_epoch)[draw % per_epoch]
+        return [lambda attempt, index=index: self._read(index) for index in batch[:count]]  # type: ignore[misc]
+
+    def _order(self, epoch: int) -> list[list[int]]:
+        if getattr(self, "_epoch", (-1, []))[0] != epoch:
+            self._epoch = (epoch, self.batches.epoch_batches(epoch))
+        return self._epoch[1]
+
+    def _opened(self, name: str) -> Any:
+        from safetensors import safe_open
+
+        return safe_open(self.folder / f"{name}.safetensors", framework="pt")
+
+    def _read(self, index: int) -> EncodedRecord:
+        shard, number, row = self.rows[index]
+        file = self._open(shard)
+
+        def tensor(name: str) -> Tensor:
+            value = file.get_tensor(f"{number}/{name}")
+            return value.float() if value.is_floating_point() else value.long()
+
+        references = tuple(
+            (tensor(f"reference-{place}/codes"), tensor(f"reference-{place}/latents"))
+            for place in range(row["references"])
+        )
+        preview = None if row["references"] else tensor("preview")
+        return EncodedRecord(
+            tuple(row["size"]), tensor("codes"), preview, tensor("latents"), references, row["captions"],
+            row["task"], row["rating"], row["name"],
+        )  # fmt: skip

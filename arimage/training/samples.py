@@ -1,0 +1,101 @@
+"""Pictures from fixed prompts and fixed edits, with the weights as they are in training."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from arimage.autoregressive.sampling import TokenSampling
+from arimage.engine import Engine, ImageRequest, Settings
+from arimage.networks import Networks
+from arimage.training.batches import Example, StepBatches
+from arimage.training.config import SampleConfig
+from arimage.training.objective import Objective
+from arimage.training.tokens import encode_views, reference_view
+
+__all__ = ["sample_pictures"]
+
+
+def sample_pictures(objective: Objective, config: SampleConfig, batches: StepBatches) -> list[tuple[str, Image.Image]]:
+    """Pictures by prompt, then edits of fixed records (source and result side by side)."""
+    networks = _Live(objective)
+    engine = Engine(networks)
+    settings = Settings(steps=config.steps, guidance=config.guidance, tokens=TokenSampling())
+    height, width = config.size[1], config.size[0]
+    requests: list[ImageRequest] = []
+    names: list[str] = []
+    sources: list[Image.Image | None] = []
+    for prompt in config.prompts:
+        requests.append(ImageRequest(prompt, (height, width), config.seed))
+        names.append(prompt)
+        sources.append(None)
+    for example in _edits(batches, config.edits):
+        record = example.pictured
+        caption = next(iter(record.captions.values()))
+        target = record.image
+        references = tuple(reference_view(source, engine.limits) for source in record.sources)
+        requests.append(ImageRequest(caption, (target.height, target.width), config.seed, references))
+        names.append(caption)
+        sources.append(record.sources[-1])
+    made = [result.image for result in engine.run(requests, settings)]
+    return [
+        (name, image if source is None else _beside(source, image)) for name, image, source in zip(names, made, sources)
+    ]
+
+
+class _Live(Networks):
+    """The checkpoint's networks with the one in training in its place."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(objective.checkpoint, objective.device, torch.float32)
+        self._loaded.update(objective.live_networks())
+
+
+def _edits(batches: StepBatches, count: int) -> list[Example]:
+    found: list[Example] = []
+    step = 0
+    while len(found) < count and step < 200:
+        found += [example for example in batches.examples(step)[0] if example.pictured.sources]
+        step += 1
+    return found[:count]
+
+
+def _beside(first: Image.Image, second: Image.Image) -> Image.Image:
+    sheet = Image.new("RGB", (first.width + second.width, max(first.height, second.height)), "white")
+    sheet.paste(first, (0, 0))
+    sheet.paste(second, (first.width, 0))
+    return sheet
+
+
+def true_token_pictures(
+    objective: Any, examples: Sequence[Example], steps: int, guidance: float
+) -> list[tuple[str, Image.Image]]:
+    """The decoder alone: pictures rendered from the true visual tokens, beside the true pictures."""
+    from arimage.training.objective import noise_of, picture, pixels
+    from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder, Reference
+    from decoder.glyph import quoted_texts
+    from tokenizer.semantic_tokenizer import half_size_pixels
+
+    networks = objective.live_networks()
+    glyph_encoder, tokenizer = networks["glyph_encoder"], objective.helpers["tokenizer"]
+    autoencoder = objective.helpers["autoencoder"]
+    decoder = DiffusionDecoder(networks["transformer"], objective.schedule)
+    shown = []
+    for number, example in enumerate(examples):
+        record = example.pictured
+        views = [reference_view(source, objective.limits) for source in record.sources]
+        seen = [half_size_pixels(image) for image in (record.image, *views)]
+        codes = encode_views(tokenizer, seen, objective.device)
+        references = tuple(
+            Reference(autoencoder.encode(pixels(view)[None].to(objective.device))[0], grid)
+            for view, grid in zip(views, codes[1:])
+        )
+        glyphs, negative = glyph_encoder.encode([quoted_texts(example.caption)])[0][0], glyph_encoder.encode([[]])[0][0]
+        height, width = codes[0].shape
+        noise = noise_of([number], (objective.checkpoint.config.transformer.in_channels, 4 * height, 4 * width))[0]
+        request = DecodeRequest(codes[0], glyphs, negative, references, noise.to(objective.device))
+        latents = decoder.sample([request], DecoderSettings(steps=steps, guidance=guidance))[0]
+        made = picture(autoencoder.decode(latents[None])[0])
+        shown.append((f"from true tokens {number}", _beside(record.image, made)))
+    return shown

@@ -1,0 +1,152 @@
+"""A run's saved states: whole or not there, the newest valid one found by itself, the last few and the best kept.
+
+A state is a folder of safetensors (weights, optimiser, moving average) and a ``state.json`` that is written last and
+lists every file with its hash. Tensors are gathered to their full shape, so that a state does not depend on how many
+processes wrote it. No pickle is read or written.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from arimage.errors import DataError
+
+PATTERN = "step-*"
+
+
+@dataclass
+class Saved:
+    """What a state holds.
+
+    Attributes:
+        step: optimiser steps done.
+        weights, optimizer, average: tensors by name; ``average`` is empty without a moving average.
+        groups: the optimiser's settings.
+        facts: anything small and JSON: losses, counts, best figures.
+    """
+
+    step: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    average: dict[str, Tensor]
+    groups: list[Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def save_state(folder: Path, saved: Saved, signature: str) -> Path:
+    """Write a state under ``folder``; it appears whole or not at all."""
+    final = folder / f"step-{saved.step:08d}"
+    part = folder / f".{final.name}.{os.getpid()}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    files = {}
+    for name in ("weights", "optimizer", "average"):
+        tensors = {key: value.detach().cpu().contiguous() for key, value in getattr(saved, name).items()}
+        save_file(_unshared(tensors), part / f"{name}.safetensors")
+        files[f"{name}.safetensors"] = _hash(part / f"{name}.safetensors")
+    contents = {
+        "step": saved.step, "signature": signature, "groups": saved.groups, "facts": saved.facts, "files": files,
+    }  # fmt: skip
+    with (part / "state.json").open("w", encoding="utf-8") as handle:
+        json.dump(contents, handle, indent=1)
+        handle.flush()
+        os.fsync(handle.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    part.rename(final)
+    return final
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors that share memory with one before them."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        pointer = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.clone() if pointer in seen and tensor.numel() else tensor
+        seen.add(pointer)
+    return result
+
+
+def valid(path: Path) -> bool:
+    """Whether a state is complete: every file that it lists is there and has its hash."""
+    try:
+        contents = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        return all(
+            (path / name).exists() and _hash(path / name) == digest for name, digest in contents["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest valid state, or None."""
+    return next((path for path in sorted(folder.glob(PATTERN), reverse=True) if valid(path)), None)
+
+
+def load_state(path: Path, signature: str) -> Saved:
+    """Read a state.
+
+    Raises:
+        DataError: it belongs to a run with other settings.
+    """
+    contents = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if contents["signature"] != signature:
+        raise DataError(
+            f"{path} was written by a run with other settings; choose another output folder, or put the settings back"
+        )
+    parts = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "optimizer", "average")}
+    return Saved(contents["step"], groups=contents["groups"], facts=contents["facts"], **parts)
+
+
+def thin(folder: Path, keep: int, best: int | None) -> None:
+    """Remove all states but the last ``keep`` and the best one, and what crashes left."""
+    states = sorted(path for path in folder.glob(PATTERN))
+    for path in states[:-keep]:
+        if best is None or path.name != f"step-{best:08d}":
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".step-*.part"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """A tensor in its full shape on the CPU, whatever it was sharded over (every process must call this)."""
+    if hasattr(tensor, "full_tensor"):
+        tensor = tensor.full_tensor()
+    return tensor.detach().to("cpu", copy=True)
+
+
+class Average:
+    """An exponential moving average of trainable parameters, sharded as they are."""
+
+    def __init__(self, decay: float, parameters: Mapping[str, Tensor]) -> None:
+        self.decay = decay
+        self.values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, parameters: Mapping[str, Tensor], step: int) -> None:
+        """Follow the parameters after a step; early steps count more (decay at most (1 + step) / (10 + step))."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in self.values.items():
+            value.lerp_(parameters[name].detach().to(value.dtype), 1 - decay)
+
+    @torch.no_grad()
+    def swap(self, parameters: Mapping[str, Tensor]) -> None:
+        """Exchange the parameters with their average; a second call puts them back."""
+        for name, value in self.values.items():
+            kept = parameters[name].detach().clone()
+            parameters[name].data.copy_(value)
+            value.copy_(kept)

@@ -1,0 +1,35 @@
+"""Pictures to visual tokens in training: the target's grid, the preview's, and those of references."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from arimage.autoregressive.layout import PIXELS_PER_TOKEN, preview_grid, target_grid
+from tokenizer.image_size import SizeLimits, reference_size
+from tokenizer.semantic_tokenizer import SemanticTokenizer, half_size_pixels
+
+
+def preview_view(image: Image.Image) -> Tensor:
+    """The tokenizer's view of a picture's preview: the whole picture at the preview grid's own size."""
+    grid = preview_grid(target_grid(image.height, image.width))
+    size = grid.width * PIXELS_PER_TOKEN, grid.height * PIXELS_PER_TOKEN
+    return half_size_pixels(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+
+
+def reference_view(image: Image.Image, limits: SizeLimits) -> Image.Image:
+    """A reference at the size at which both encoders see it."""
+    height, width = reference_size(image.height, image.width, limits)
+    image = image.convert("RGB")
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+@torch.no_grad()
+def encode_views(tokenizer: SemanticTokenizer, views: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Code grids of views, in one call."""
+    if not views:
+        return []
+    return tokenizer([view.to(device) for view in views])
