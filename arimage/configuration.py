@@ -142,7 +142,7 @@ class ModelConfig(BaseModel):
 
 
 def load_yaml(path: str | Path, model: type[Model], overrides: Iterable[str] = ()) -> Model:
-    """Read and validate a YAML file.
+    """Read and validate a YAML file; a key ``extends`` names another one that it builds on.
 
     Args:
         overrides: ``key=value`` with dotted keys (``text_model.hidden_size=128``); values are YAML.
@@ -151,17 +151,37 @@ def load_yaml(path: str | Path, model: type[Model], overrides: Iterable[str] = (
         UsageError: the file cannot be read, or a key or value is wrong; the message names it and, for an unknown
             key, the nearest known one.
     """
+    data = _read_yaml(Path(path))
+    for override in overrides:
+        _override(data, override)
+    return validate(data, model, str(path))
+
+
+def _read_yaml(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Keys and values of a file, over those of the file that it ``extends`` (named relative to itself)."""
+    if path in below:
+        raise UsageError(f"{path} extends itself")
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise UsageError(f"{path} must hold keys and values, not a {type(data).__name__}")
-    for override in overrides:
-        _override(data, override)
-    return validate(data, model, str(path))
+    parent = data.pop("extends", None)
+    if parent is None:
+        return data
+    return merged(_read_yaml(path.parent / str(parent), (*below, path)), data)
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of ``over`` in place of those of ``base``; sections are merged, lists and values replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(result.get(key), Mapping) and isinstance(value, Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
 
 
 def validate(data: Mapping[str, Any], model: type[Model], source: str) -> Model:

@@ -2,7 +2,8 @@
 
 Initialisation follows the papers: weights normal with deviation 0.02 and zero biases in the GLM and vision
 transformers; AdaLN-zero in the diffusion transformer (Peebles & Xie 2022, arXiv:2212.09748), so that every block
-starts as the identity; codes as random directions; the autoencoder and glyph encoder as their libraries do it.
+starts as the identity; codes as random directions; the autoencoder close to linear; the glyph encoder as its
+library does it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from arimage.text_tokenizer import text_tokenizer
 from arimage.weights import WeightFiles
 
 DEVIATION = 0.02
+LOG_VARIANCE = -6.0
 
 
 def initialize_folder(
@@ -94,8 +96,27 @@ def initial_networks(config: ModelConfig, seed: int) -> dict[Component, nn.Modul
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         networks["vae"] = build_autoencoder(config)
+        _initialize_autoencoder(networks["vae"], config.autoencoder.latent_channels, seed + 2)
         networks["text_encoder"] = build_glyph_encoder(config)
     return networks
+
+
+def _initialize_autoencoder(network: Any, latent_channels: int, seed: int) -> None:
+    """Begin close to linear: convolutions keep the variance, residual branches add nothing yet.
+
+    With PyTorch's own initialisation the path without norms shrinks at every convolution until the colour of a flat
+    picture drowns in the residual branches, and training stands still for a long time. Latents begin almost certain.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, module in network.named_modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.normal_(std=module.weight[0].numel() ** -0.5, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+                if name.endswith(".conv2"):
+                    module.weight.zero_()
+        network.encoder.conv_out.bias[latent_channels:] = LOG_VARIANCE
 
 
 def _initialize(network: nn.Module, seed: int) -> None:

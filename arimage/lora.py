@@ -1,5 +1,6 @@
 """LoRA adapters read from a folder and merged into a network's weights."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,14 @@ class Adapters:
     """Adapters of one network.
 
     Attributes:
+        sha256: of the file (hex).
         network: ``autoregressive`` or ``transformer``.
         scale: alpha / rank.
         pairs: (A, B) by the name of the linear layer; the layer gains ``scale * B @ A``.
     """
 
     path: Path
+    sha256: str
     network: str
     scale: float
     pairs: dict[str, tuple[Tensor, Tensor]]
@@ -60,7 +63,8 @@ def read_adapters(path: str | Path) -> Adapters:
         scale = float(config["lora_alpha"]) / float(config["r"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         raise CheckpointError(f"{folder / CONFIG_FILE}: r and lora_alpha must be numbers") from None
-    return Adapters(folder, network, scale, pairs)
+    digest = hashlib.sha256((folder / ADAPTER_FILE).read_bytes()).hexdigest()
+    return Adapters(folder, digest, network, scale, pairs)
 
 
 @torch.no_grad()

@@ -5,7 +5,8 @@ the host and the device hold one at a time: the most that is ever needed is the 
 """
 
 import gc
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import torch
 
 from arimage.checkpoint import Checkpoint
 from arimage.errors import UsageError
+from arimage.lora import Adapters, merge_adapters
 
 Placement = Literal["resident", "sequential"]
 NetworkName = Literal["semantic_tokenizer", "autoregressive", "glyph_encoder", "transformer", "autoencoder"]
@@ -55,26 +57,42 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
 
 
 class Networks:
-    """Loads the networks of a checkpoint on first use."""
+    """Loads the networks of a checkpoint on first use, and merges adapters into them."""
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, placement: Placement = "resident"
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        placement: Placement = "resident",
+        adapters: Sequence[Adapters] = (),
     ) -> None:
         if placement not in ("resident", "sequential"):
             raise UsageError(f"placement {placement!r} is not known; use 'resident' or 'sequential'")
         self.checkpoint, self.device, self.dtype, self.placement = checkpoint, device, dtype, placement
+        self.adapters = tuple(adapters)
         self._loaded: dict[str, Any] = {}
 
     @contextmanager
     def use(self, name: NetworkName) -> Iterator[Any]:
         """The network, ready to run; freed afterwards when placement is sequential."""
         if name not in self._loaded:
-            self._loaded[name] = getattr(self.checkpoint, name)(device=self.device, dtype=self.dtype)
+            network = getattr(self.checkpoint, name)(device=self.device, dtype=self.dtype)
+            if fitting := [one for one in self.adapters if one.network == name]:
+                merge_adapters(network, fitting)
+            self._loaded[name] = network
         try:
             yield self._loaded[name]
         finally:
             if self.placement == "sequential":
                 self.free(name)
+
+    def weights_hash(self) -> str:
+        """SHA-256 of the checkpoint's weights, and of the adapters when there are some (hex)."""
+        base = self.checkpoint.weights_hash()
+        if not self.adapters:
+            return base
+        return hashlib.sha256("\n".join([base, *(one.sha256 for one in self.adapters)]).encode()).hexdigest()
 
     def free(self, name: NetworkName) -> None:
         """Forget a network and give its memory back."""

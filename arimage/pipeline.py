@@ -22,6 +22,7 @@ from arimage.embedded import embedded_folder
 from arimage.engine import Engine, EngineImage, ImageRequest, Preview, Progress, Settings
 from arimage.errors import Cancelled, UsageError, nearest
 from arimage.images import Picture, PictureInput, open_picture
+from arimage.lora import read_adapters
 from arimage.networks import Networks, Placement, choose_device, choose_dtype
 from arimage.output import save_picture
 from arimage.recipe import Recipe, Source
@@ -117,6 +118,7 @@ class ImagePipeline:
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``; None takes a GPU when there is one.
         dtype: None is fp32 on a CPU and bf16 on a GPU.
         placement: ``resident`` keeps networks, ``sequential`` holds one at a time.
+        lora: folders of adapters that training with ``lora`` wrote; they are merged into the weights.
     """
 
     def __init__(
@@ -125,10 +127,12 @@ class ImagePipeline:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         placement: Placement = "resident",
+        lora: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         chosen = choose_device(device)
         self.checkpoint = checkpoint
-        self.networks = Networks(checkpoint, chosen, choose_dtype(dtype, chosen), placement)
+        adapters = [read_adapters(Path(folder)) for folder in lora]
+        self.networks = Networks(checkpoint, chosen, choose_dtype(dtype, chosen), placement, adapters)
         self.engine = Engine(self.networks)
 
     def generate(
@@ -293,7 +297,7 @@ class ImagePipeline:
         return Recipe(
             arimage=arimage.__version__,
             model=self.checkpoint.name,
-            weights_sha256=self.checkpoint.weights_hash(),
+            weights_sha256=self.networks.weights_hash(),
             random_weights=self.checkpoint.is_random,
             task=task,
             prompt=request.prompt,
@@ -397,14 +401,15 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     placement: Placement = "resident",
+    lora: Sequence[str | os.PathLike[str]] = (),
 ) -> ImagePipeline:
-    """Open a checkpoint folder; the embedded model by default.
+    """Open a checkpoint folder, the embedded model by default, and merge LoRA adapters into it.
 
     Raises:
         CheckpointError: the folder cannot be used.
         UsageError: device, dtype or placement is wrong.
     """
-    return ImagePipeline(Checkpoint.open(embedded_folder() if path is None else path), device, dtype, placement)
+    return ImagePipeline(Checkpoint.open(embedded_folder() if path is None else path), device, dtype, placement, lora)
 
 
 @lru_cache(maxsize=1)

@@ -146,7 +146,8 @@ class LanguageModel(nn.Module):
 class AutoregressiveModel(nn.Module):
     """Token ids and 3-D positions to scores of vision words.
 
-    ``gradient_checkpointing`` trades time for memory in training.
+    In training ``gradient_checkpointing`` trades time for memory, and ``text_rows_frozen`` lets only vision words learn
+    their rows of the embedding.
     """
 
     def __init__(self, config: TextModelConfig) -> None:
@@ -155,6 +156,7 @@ class AutoregressiveModel(nn.Module):
         self.model = LanguageModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vision_vocab_size, bias=False)
         self.gradient_checkpointing = False
+        self.text_rows_frozen = False
 
     @property
     def device(self) -> torch.device:
@@ -176,6 +178,8 @@ class AutoregressiveModel(nn.Module):
             (B, L, hidden); :meth:`scores` turns them into logits.
         """
         hidden = self.model.language_model.embed_tokens(tokens)
+        if self.text_rows_frozen:
+            hidden = torch.where((tokens < self.config.vision_vocab_size)[..., None], hidden, hidden.detach())
         by = self.rotation(positions)
         for layer in self.model.language_model.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():

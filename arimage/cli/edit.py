@@ -52,6 +52,7 @@ def edit(
     device: options.Device = None,
     dtype: options.DataType = None,
     placement: options.Placement = "resident",
+    lora: options.Lora = None,
     recipe: options.Recipe = True,
     ai_mark: options.AiMark = True,
     json: options.Json = False,
@@ -78,7 +79,7 @@ def edit(
         return
     from arimage.pipeline import load
 
-    pipeline = load(model, device=device, dtype=dtype, placement=placement)  # type: ignore[arg-type]
+    pipeline = load(model, device=device, dtype=dtype, placement=placement, lora=lora or ())  # type: ignore[arg-type]
     console.warn_of_random_weights(pipeline)
     chosen = options.given(
         tier=tier,

@@ -55,6 +55,39 @@ def init(
     print(output)
 
 
+def assemble(
+    base: Annotated[Path, typer.Argument(help="Checkpoint folder that the result is like.")],
+    parts: Annotated[
+        list[str],
+        typer.Argument(
+            help="network=FOLDER: semantic_tokenizer, autoregressive, transformer, glyph_encoder, autoencoder."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write; it must not exist.")],
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "bfloat16",
+) -> None:
+    """Put networks that were trained side by side into one checkpoint folder.
+
+    arimage assemble runs/tokenizer/checkpoint autoencoder=runs/autoencoder/checkpoint -o runs/both
+    """
+    import torch
+
+    from arimage.assemble import assemble as run
+    from arimage.errors import UsageError
+
+    if output.exists():
+        raise UsageError(f"{output} exists already; choose another folder or remove it")
+    if dtype not in ("float32", "bfloat16"):
+        raise UsageError(f"--dtype must be float32 or bfloat16, got {dtype!r}")
+    chosen = {}
+    for part in parts:
+        network, separator, folder = part.partition("=")
+        if not separator:
+            raise UsageError(f"{part!r} must be network=FOLDER")
+        chosen[network] = folder
+    print(run(base, chosen, output, getattr(torch, dtype)))
+
+
 def info(
     model: Annotated[Path | None, typer.Argument(help="Checkpoint folder or model.yaml; the embedded model.")] = None,
     json: options.Json = False,

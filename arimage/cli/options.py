@@ -22,6 +22,9 @@ DataType = Annotated[
 Placement = Annotated[
     str, _option("--placement", panel=MACHINE, help="resident keeps networks loaded, sequential holds one at a time.")
 ]
+Lora = Annotated[
+    list[Path] | None, _option("--lora", panel=MACHINE, help="Folder of LoRA adapters to merge in; may be repeated.")
+]
 Tier = Annotated[
     str | None, _option("--tier", panel=DIFFUSION, help="lossless (50 steps) or fast (20 steps: another picture).")
 ]

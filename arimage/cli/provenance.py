@@ -43,6 +43,7 @@ def reproduce(
     model: options.Model = None,
     device: options.Device = None,
     dtype: options.DataType = None,
+    lora: options.Lora = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -64,7 +65,7 @@ def reproduce(
     from arimage.reproduce import compare
     from arimage.reproduce import reproduce as make_again
 
-    pipeline = load(model, device=device, dtype=dtype)
+    pipeline = load(model, device=device, dtype=dtype, lora=lora or ())
     if pipeline.checkpoint.weights_hash() != recipe.weights_sha256:
         console.note(f"note: made with other weights ({recipe.model}); --model names the folder to use")
     made = make_again(recipe, pipeline, list(input or []), mask)

@@ -15,6 +15,9 @@ Overrides = Annotated[
 def train(
     config: Annotated[Path, typer.Argument(help="A stage, for example configs/nano/decoder-256.yaml.")],
     overrides: Overrides = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Take no further step: write the checkpoint of the newest saved state.")
+    ] = False,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; all cores by default.", min=1)] = None,
 ) -> None:
     """Train a network at a stage; a run that was stopped goes on where it was.
@@ -33,7 +36,7 @@ def train(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    print(run(load_yaml(config, TrainConfig, overrides or [])))
+    print(run(load_yaml(config, TrainConfig, overrides or []), finish))
 
 
 def prepare(

@@ -29,7 +29,7 @@ COLORS = (
     NamedColor("purple", (122, 48, 178), ("purple", "violet"), ("紫色",)),
     NamedColor("pink", (255, 158, 200), ("pink",), ("粉色", "粉红色")),
     NamedColor("brown", (121, 78, 44), ("brown",), ("棕色", "褐色")),
-    NamedColor("beige", (237, 221, 188), ("beige", "cream"), ("米色", "奶油色")),
+    NamedColor("beige", (230, 206, 160), ("beige", "cream"), ("米色", "奶油色")),
     NamedColor("black", (18, 18, 18), ("black",), ("黑色",)),
     NamedColor("gray", (138, 138, 138), ("gray", "grey"), ("灰色",)),
     NamedColor("white", (250, 250, 250), ("white",), ("白色",)),

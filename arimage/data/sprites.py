@@ -259,11 +259,13 @@ def build_pack(
 
     def pictures() -> Iterator[tuple[Sprite, Image.Image]]:
         for package, file in styles:
-            seen = set()
+            seen: set[str] = set()
+            unusable: set[str] = set()
             for code, picture in render(package, file, size, wanted):
                 reason = _unusable(picture)
                 if reason or code in seen:
                     summary.dropped[f"{package.style}: {reason or 'twice in the package'}"] += 1
+                    unusable.add(code)
                     continue
                 seen.add(code)
                 name = f"{package.style}/{code}.webp"
@@ -271,7 +273,7 @@ def build_pack(
                 summary.kept[package.style] += 1
                 if on_progress is not None and len(seen) % 50 == 0:
                     on_progress(package.style, len(seen), len(wanted))
-            missing = len(set(wanted) - seen)
+            missing = len(set(wanted) - seen - unusable)
             if missing:
                 summary.dropped[f"{package.style}: not drawn in this style"] += missing
 

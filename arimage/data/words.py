@@ -14,12 +14,15 @@ FALLBACK = {
     "zh": "你好 世界 谢谢 欢迎 生日 快乐 开门 关门 出口 入口 爱 家 春 夏 秋 冬 福 新年 咖啡 音乐 花园 "
     "月亮 星星 书店 面包 茶 小心 朋友",
 }
+HARMLESS = ("god", "gay", "lesbian", "organ", "stroke", "pot", "strip", "fat", "virgin", "oral", "wang", "slave")
 ENGLISH_LETTERS = (1, 12)
 CHINESE_CHARACTERS = (1, 4)
 
 
 def build_words(path: Path, total: int = 50_000) -> dict[str, int]:
     """Write a frequency-sorted list of English words, and Chinese words and characters, half of each.
+
+    English words that nobody wants to find on a picture are left out, by the list of ``better-profanity``.
 
     Returns:
         How many of each language.
@@ -28,12 +31,18 @@ def build_words(path: Path, total: int = 50_000) -> dict[str, int]:
         DataError: the package ``wordfreq`` is not installed.
     """
     try:
+        from better_profanity import profanity
         from wordfreq import top_n_list
     except ImportError:
-        raise DataError("word lists are built from the package wordfreq: pip install 'arimage[data]'") from None
+        raise DataError(
+            "word lists are built from wordfreq and better-profanity: pip install 'arimage[data]'"
+        ) from None
+    profanity.load_censor_words(whitelist_words=list(HARMLESS))
     half = total // 2
     low, high = ENGLISH_LETTERS
-    english = [w for w in top_n_list("en", 4 * half, "large") if w.isascii() and w.isalpha() and low <= len(w) <= high]
+    listed = top_n_list("en", 4 * half, "large")
+    english = [word for word in listed if word.isascii() and word.isalpha() and low <= len(word) <= high]
+    english = [word for word in english[: half + half // 10] if not profanity.contains_profanity(word)]
     chinese = [w for w in top_n_list("zh", 6 * half, "large") if _chinese(w)]
     lists = {"en": english[:half], "zh": chinese[:half]}
     write_whole(path, json.dumps(lists, ensure_ascii=False).encode())

@@ -46,18 +46,7 @@ class AutoregressiveObjective(Objective):
         )
         processor = checkpoint.config.processor
         self.limits = SizeLimits(processor.min_side, processor.max_side)
-        if config.vision_rows_only:
-            self._keep_text_rows()
-
-    def _keep_text_rows(self) -> None:
-        rows = self.checkpoint.config.text_model.vision_vocab_size
-
-        def cut(gradient: Tensor) -> Tensor:
-            gradient = gradient.clone()
-            gradient[rows:] = 0
-            return gradient
-
-        self.model.model.language_model.embed_tokens.weight.register_hook(cut)
+        self.model.text_rows_frozen = config.vision_rows_only
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         samples: list[dict[str, Any]] = []

@@ -1,9 +1,10 @@
 """What a stage is: one YAML file, validated once."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from arimage.configuration import merged
 from arimage.data.scenes.settings import SceneSettings
 
 Subject = Literal["tokenizer", "autoencoder", "autoregressive", "decoder"]
@@ -180,6 +181,7 @@ class TrainConfig(_Strict):
         vision_rows_only: of the embedding, only the rows of vision words learn.
         save_every, keep: states are saved every so many steps; the last ``keep`` and the best stay.
         on_spike: what to do when the loss is not finite or above ``spike_factor`` times its running median.
+        assets, scenes: what every source of scenes has in common, under its own settings.
         max_bad_share: the run stops when more of its samples than that were unreadable.
     """
 
@@ -215,6 +217,8 @@ class TrainConfig(_Strict):
     spike_factor: float = Field(10.0, gt=1)
     max_bad_share: float = Field(0.05, ge=0, le=1)
     trackers: tuple[str, ...] = ("tensorboard",)
+    assets: str | None = None
+    scenes: dict[str, Any] = Field(default_factory=dict)
     data: tuple[SourceConfig, ...] = Field(min_length=1)
     evaluation: tuple[SourceConfig, ...] = ()
     captions: CaptionConfig = CaptionConfig()
@@ -225,12 +229,37 @@ class TrainConfig(_Strict):
     decoder: DecoderTraining = DecoderTraining()
     lora: LoraConfig | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _shared(cls, values: Any) -> Any:
+        """Give every source of scenes the stage's assets and scene settings, under its own."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        for name in ("data", "evaluation"):
+            if not isinstance(values.get(name), (list, tuple)):
+                continue
+            sources: list[Any] = []
+            for source in values[name]:
+                if isinstance(source, dict) and isinstance(source.get("scenes"), dict):
+                    shared = {"scenes": values.get("scenes") or {}}
+                    if values.get("assets"):
+                        shared["assets"] = values["assets"]
+                    source = merged(shared, source)
+                    if "tasks" in values[name][len(sources)]["scenes"]:
+                        source["scenes"]["tasks"] = values[name][len(sources)]["scenes"]["tasks"]
+                sources.append(source)
+            values[name] = sources
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
         if self.lora is not None and self.train not in ("autoregressive", "decoder"):
             raise ValueError("lora is for the autoregressive model and the decoder")
         if self.vision_rows_only and self.train != "autoregressive":
             raise ValueError("vision_rows_only is for the autoregressive model")
+        if self.vision_rows_only and self.weight_decay:
+            raise ValueError("vision_rows_only needs weight_decay 0, or text rows would decay")
         if self.autoencoder.perceptual and not self.autoencoder.perceptual_model:
             raise ValueError("autoencoder.perceptual needs autoencoder.perceptual_model")
         return self

@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from arimage.checkpoint import Checkpoint, update_checkpoint
+from arimage.data.records import Record
 from arimage.errors import ArimageError, DataError, UsageError
 from arimage.training import state
 from arimage.training.batches import Batch, StepBatches, loader
@@ -90,6 +91,8 @@ def choose_trainable(objective: Objective, config: TrainConfig) -> list[str]:
     for name, parameter in objective.named_parameters():
         wanted = any(fnmatch.fnmatch(name, pattern) for pattern in config.trainable)
         wanted = wanted and not any(fnmatch.fnmatch(name, pattern) for pattern in config.frozen)
+        if config.lora is not None:
+            wanted = wanted and ".lora_" in name
         parameter.requires_grad_(wanted and not _frozen_by_objective(name, config))
         if parameter.requires_grad:
             learning.append(name)
@@ -388,7 +391,7 @@ class Run:
             return
         from arimage.training.samples import sample_pictures
 
-        examples = (self.held_out or self.batches).examples(0)[0]
+        examples = [e for e in (self.held_out or self.batches).examples(0)[0] if isinstance(e.record, Record)]
         with self.averaged(), torch.no_grad():
             shown = self.objective.pictures(examples)
             if self.config.samples.prompts or self.config.samples.edits:
@@ -501,8 +504,11 @@ def _sheet(images: list[Image.Image], columns: int = 4) -> Image.Image:
     return sheet
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig, finish: bool = False) -> Path:
     """Train a stage, from its start or from where it stopped; the folder of the finished checkpoint.
+
+    Args:
+        finish: take no further step, write the checkpoint of the newest saved state.
 
     Raises:
         UsageError: the config contradicts itself or the checkpoint.
@@ -511,4 +517,4 @@ def train(config: TrainConfig) -> Path:
     """
     run = Run(config)
     run.start()
-    return run.run()
+    return run.export() if finish else run.run()

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from arimage.autoregressive.sampling import TokenSampling
+from arimage.data.records import Record
 from arimage.engine import Engine, ImageRequest, Settings
 from arimage.networks import Networks
 from arimage.training.batches import Example, StepBatches
@@ -56,7 +57,11 @@ def _edits(batches: StepBatches, count: int) -> list[Example]:
     found: list[Example] = []
     step = 0
     while len(found) < count and step < 200:
-        found += [example for example in batches.examples(step)[0] if example.pictured.sources]
+        found += [
+            example
+            for example in batches.examples(step)[0]
+            if isinstance(example.record, Record) and example.record.sources
+        ]
         step += 1
     return found[:count]
 

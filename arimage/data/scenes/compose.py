@@ -138,15 +138,17 @@ class Composer:
         x, y = PLACES[place]
         if "left" in place or "right" in place:
             x += random.uniform(-0.03, 0.03)
+        concept = self.concept(random)
+        animal = self.assets.sprites.concepts[concept].group == "animals and nature"
         return Subject(
-            self.concept(random),
+            concept,
             style or random.choice(self.styles),
             x,
             y,
             size,
             place,
             word,
-            flipped=random.random() < 0.2,
+            flipped=random.random() < 0.2 and animal,
         )
 
     def words(self, language: str) -> tuple[str, ...]:
@@ -157,7 +159,7 @@ class Composer:
     def _words(self) -> dict[str, tuple[str, ...]]:
         settings, words = self.settings, self.assets.words
         known = self.assets.fonts.chinese
-        english = [word for word in words["en"] if len(word) <= settings.english_letters]
+        english = [word for word in words["en"] if 2 <= len(word) <= settings.english_letters]
         chinese = [
             word for word in words["zh"] if len(word) <= settings.chinese_characters and all(c in known for c in word)
         ]
@@ -190,13 +192,14 @@ class Composer:
         places: Sequence[str] = ("center",),
         heights: tuple[float, float] = (0.12, 0.2),
     ) -> Lettering:
-        """A text that can be read where it stands, and fits the picture."""
+        """A text that can be read where it stands, and fits the picture; on a busy pattern it stands on something."""
         text, language = self.text(random)
         faces = self.faces(text)
         while not faces:
             text, language = self.text(random)
             faces = self.faces(text)
-        holder: Holder = random.choices(("none", "sign", "banner"), (0.5, 0.35, 0.15))[0]
+        busy = spec.background.pattern not in ("plain", "gradient")
+        holder: Holder = random.choices(("none", "sign", "banner"), (0.0 if busy else 0.5, 0.35, 0.15))[0]
         under = spec.background.first.name
         holder_color = None
         if holder != "none":

@@ -1,0 +1,48 @@
+"""One checkpoint folder out of several: networks that were trained side by side, put together."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from arimage.checkpoint import Checkpoint, Component, update_checkpoint
+from arimage.errors import UsageError, nearest
+from arimage.weights import WeightFiles
+
+PARTS: dict[str, tuple[Component, tuple[str, ...]]] = {
+    "semantic_tokenizer": ("vision_language_encoder", ("model.visual.", "model.vqmodel.")),
+    "autoregressive": ("vision_language_encoder", ("model.language_model.", "lm_head.")),
+    "transformer": ("transformer", ("",)),
+    "glyph_encoder": ("text_encoder", ("",)),
+    "autoencoder": ("vae", ("",)),
+}
+
+
+def assemble(
+    base: str | Path, parts: Mapping[str, str | Path], path: str | Path, dtype: torch.dtype = torch.bfloat16
+) -> Path:
+    """Write a folder like ``base`` with some networks taken from other folders.
+
+    Args:
+        parts: folders by network: ``semantic_tokenizer``, ``autoregressive``, ``transformer``, ``glyph_encoder``,
+            ``autoencoder`` (with its latents' statistics).
+
+    Raises:
+        UsageError: a network is not known.
+        CheckpointError: a folder's network has other dimensions.
+    """
+    checkpoint = Checkpoint.open(base)
+    config = checkpoint.config
+    states: dict[Component, dict[str, Tensor]] = {}
+    for part, folder in parts.items():
+        if part not in PARTS:
+            raise UsageError(f"there is no network {part!r}{nearest(part, PARTS)}; known are {', '.join(PARTS)}")
+        component, prefixes = PARTS[part]
+        other = Checkpoint.open(folder)
+        weights = WeightFiles(other.path / component)
+        names = [name for name in weights.names if name.startswith(prefixes)]
+        states.setdefault(component, {}).update(weights.read({name: name for name in names}))
+        if part == "autoencoder":
+            config = config.model_copy(update={"autoencoder": other.config.autoencoder})
+    return update_checkpoint(checkpoint, path, states, dtype=dtype, config=config)

@@ -1,0 +1,610 @@
+"""Training: every network learns, every run resumes exactly, every fault is named."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from arimage.autoregressive.generation import TokenRequest, generate_grids
+from arimage.autoregressive.layout import build_prompt, target_grid, training_sequence
+from arimage.autoregressive.sampling import TokenSampling
+from arimage.checkpoint import Checkpoint
+from arimage.configuration import load_yaml, validate
+from arimage.errors import DataError, UsageError
+from arimage.initialization import initialize_folder
+from arimage.pipeline import load
+from arimage.training import state
+from arimage.training.batches import Example, StepBatches
+from arimage.training.config import CaptionConfig, SourceConfig, TrainConfig
+from arimage.training.decoder import training_levels
+from arimage.training.loop import Run, TrainingStopped, build_objective, learning_rate, train
+from arimage.training.prepare import CacheSource, prepare
+from decoder.sampler import ScheduleConfig, flow_schedule
+from tests.tiny_assets import write_assets
+from tests.tiny_checkpoint import CONFIG, tiny_tokenizer
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+STAGES = ("autoencoder", "tokenizer", "autoregressive", "decoder")
+
+
+@pytest.fixture(scope="session")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_assets(tmp_path_factory.mktemp("assets"))
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A freshly initialised small model."""
+    definition, config = tiny_tokenizer(CONFIG)
+    folder = tmp_path_factory.mktemp("start") / "tiny"
+    tokenizer = folder.parent / "tokenizer.json"
+    tokenizer.write_text(json.dumps(definition), encoding="utf-8")
+    return initialize_folder(config, folder, tokenizer=tokenizer, dtype=torch.float32)
+
+
+def stage(network: str, start: Path, assets: Path, output: Path, **more: Any) -> TrainConfig:
+    tasks: dict[str, float] = {"subject": 1, "text": 1}
+    if network in ("autoregressive", "decoder"):
+        tasks |= {"background": 1, "combine": 1}
+    scenes = {"tasks": tasks, "sizes": [[64, 64]], "chinese_text": 0.0}
+    values = {
+        "train": network, "start": str(start), "output": str(output), "steps": 6, "batch_size": 2, "warmup": 2,
+        "save_every": 3, "evaluate_every": 3, "sample_every": 100, "log_every": 1, "trackers": [],
+        "evaluation_batches": 1, "data": [{"scenes": scenes, "assets": str(assets)}],
+        "evaluation": [{"scenes": {**scenes, "split": "evaluation"}, "assets": str(assets)}],
+        "autoencoder": {"crop": 32, "statistics_samples": 4}, "tokenizer": {"decoder_size": 32, "text_layers": 1},
+        "samples": {"size": [64, 64], "steps": 2}, **more,
+    }  # fmt: skip
+    return validate(values, TrainConfig, "test")
+
+
+def metrics(output: Path, kind: str = "train") -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == kind]
+
+
+def losses(output: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in metrics(output)}
+
+
+# Learning
+
+
+@pytest.mark.parametrize("network", STAGES)
+def test_a_stage_runs_and_what_it_writes_opens_and_makes_a_picture(
+    network: str, start: Path, assets: Path, tmp_path: Path
+) -> None:
+    folder = train(stage(network, start, assets, tmp_path / "run", sample_every=6))
+    pipeline = load(folder, device="cpu")
+    image = pipeline.generate("a red square", size=64, steps=2, seed=1)[0].image
+    assert image.size == (64, 64)
+    before, after = (Checkpoint.open(path).weights_hash() for path in (start, folder))
+    assert before != after
+    assert not pipeline.checkpoint.is_random
+    assert [row["step"] for row in metrics(tmp_path / "run", "evaluation")] == [3, 6]
+    if network != "autoregressive":
+        assert list((tmp_path / "run" / "samples").glob("*.png"))
+
+
+@pytest.fixture
+def handful(tmp_path: Path) -> Path:
+    """Two pictures with captions."""
+    folder = tmp_path / "handful"
+    folder.mkdir()
+    for name, left, right in (("one", (220, 40, 40), (250, 240, 90)), ("two", (30, 60, 200), (240, 240, 240))):
+        image = Image.new("RGB", (64, 64), left)
+        image.paste(right, (32, 0, 64, 64))
+        image.save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"picture {name}", encoding="utf-8")
+    return folder
+
+
+def overfit(network: str, start: Path, assets: Path, handful: Path, output: Path, steps: int, **more: Any) -> Run:
+    config = stage(
+        network, start, assets, output, steps=steps, learning_rate=4e-3, save_every=steps, ema=None, evaluation=[],
+        data=[{"path": str(handful), "sides": [64]}], captions={"dropout": 0.0}, weight_decay=0.0, **more,
+    )  # fmt: skip
+    run = Run(config)
+    run.start()
+    run.run()
+    return run
+
+
+def test_the_autoencoder_learns_a_handful_by_heart(start: Path, assets: Path, handful: Path, tmp_path: Path) -> None:
+    run = overfit(
+        "autoencoder", start, assets, handful, tmp_path / "run", 150, autoencoder={"crop": 0, "statistics_samples": 2}
+    )
+    rows = metrics(tmp_path / "run")
+    assert rows[-1]["psnr"] > rows[0]["psnr"] + 10
+    shown = run.objective.pictures(run.batches.examples(0)[0])[0][1]
+    true, made = shown.getpixel((8, 8)), shown.getpixel((64 + 8, 8))
+    assert max(abs(a - b) for a, b in zip(true, made)) < 40
+    config = Checkpoint.open(tmp_path / "run" / "checkpoint").config.autoencoder
+    assert config.latents_mean != CONFIG.autoencoder.latents_mean
+    assert all(value > 0 for value in config.latents_std)
+
+
+def test_the_tokenizer_learns_a_handful_by_heart(start: Path, assets: Path, handful: Path, tmp_path: Path) -> None:
+    run = overfit("tokenizer", start, assets, handful, tmp_path / "run", 120)
+    history = metrics(tmp_path / "run")
+    assert history[-1]["pixels"] < 0.35 * history[0]["pixels"]
+    report = run.objective.report(run.batches, 1)
+    assert report["retrieval_after"] >= 0.5
+    tokenizer = Checkpoint.open(tmp_path / "run" / "checkpoint").semantic_tokenizer(device=CPU, dtype=torch.float32)
+    pictures = [example.pictured.image for example in run.batches.examples(0)[0]]
+    grids = tokenizer.encode(pictures)
+    run.objective.eval()
+    with torch.no_grad():
+        batch = run.batches[0].tensors
+        features = run.objective.features(batch["views"])
+        vectors = torch.nn.functional.normalize(run.objective.quant_conv(features), dim=1)
+        rows = vectors.permute(0, 2, 3, 1).flatten(1, 2)
+        _, codes, _ = run.objective.quantizer(rows, freeze_codebook=True)
+    table = tokenizer.model.vqmodel
+    nearness = [(rows * table.embed(chosen)).sum(-1) for chosen in (torch.stack(grids).flatten(1), codes)]
+    assert torch.allclose(*nearness, atol=1e-5)
+
+
+def test_the_autoregressive_model_learns_a_handful_by_heart(
+    start: Path, assets: Path, handful: Path, tmp_path: Path
+) -> None:
+    run = overfit("autoregressive", start, assets, handful, tmp_path / "run", 320)
+    rows = metrics(tmp_path / "run")
+    assert rows[-1]["loss"] < 0.1 * rows[0]["loss"]
+    objective = run.objective.eval()
+    for example in run.batches.examples(0)[0]:
+        prompt = build_prompt(objective.vocabulary, example.caption, target_grid(64, 64))
+        made = generate_grids(objective.model, [TokenRequest(prompt, 1)], TokenSampling(temperature=0.0),
+                              objective.vocabulary.codebook_size)[0]  # fmt: skip
+        (_, true) = objective.tokenize(objective.collate([example]))[0]
+        assert (made[-1] == true[-1]).float().mean() == 1.0
+
+
+def test_the_decoder_learns_a_handful_by_heart(start: Path, assets: Path, handful: Path, tmp_path: Path) -> None:
+    autoencoder = overfit("autoencoder", start, assets, handful, tmp_path / "vae", 150, autoencoder={"crop": 0})
+    folder = Path(autoencoder.config.output) / "checkpoint"
+    settings = {"drop_all": 0.0, "corrupt": 0.0}
+    run = overfit("decoder", folder, assets, handful, tmp_path / "run", 250, decoder=settings)
+    rows = metrics(tmp_path / "run")
+    assert sum(row["loss"] for row in rows[-30:]) < 0.6 * sum(row["loss"] for row in rows[:30])
+    shown = run.objective.pictures(run.batches.examples(0)[0])
+    for _, sheet in shown:
+        for x in (8, 56):
+            true, made = sheet.getpixel((x, 32)), sheet.getpixel((64 + x, 32))
+            assert sum(abs(a - b) for a, b in zip(true, made)) / 3 < 70, (true, made)
+
+
+def test_a_frozen_encoder_stays_as_it_is(start: Path, assets: Path, tmp_path: Path) -> None:
+    config = stage("tokenizer", start, assets, tmp_path / "run", tokenizer={"frozen_encoder": True})
+    folder = train(config)
+    before, after = (
+        Checkpoint.open(path).semantic_tokenizer(device=CPU, dtype=torch.float32).state_dict()
+        for path in (start, folder)
+    )
+    same = {name: torch.equal(before[name], after[name]) for name in before}
+    assert all(equal for name, equal in same.items() if ".visual." in name)
+    assert not same["model.vqmodel.quantize.embedding.weight"]
+    assert metrics(tmp_path / "run")[-1]["features"] > 0
+
+
+def test_only_vision_rows_learn_when_that_is_asked(start: Path, assets: Path, tmp_path: Path) -> None:
+    config = stage(
+        "autoregressive", start, assets, tmp_path / "run", vision_rows_only=True, weight_decay=0.0,
+        trainable=["*embed_tokens*", "*lm_head*"],
+    )  # fmt: skip
+    folder = train(config)
+    before, after = (
+        Checkpoint.open(path).autoregressive(device=CPU, dtype=torch.float32).state_dict() for path in (start, folder)
+    )
+    rows = CONFIG.text_model.vision_vocab_size
+    table = "model.language_model.embed_tokens.weight"
+    assert not torch.equal(before[table][:rows], after[table][:rows])
+    assert torch.equal(before[table][rows:], after[table][rows:])
+    assert all(torch.equal(before[n], after[n]) for n in before if "layers" in n)
+
+
+def test_patterns_that_match_nothing_are_named(start: Path, assets: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'\\*attention9\\*' matches no parameter"):
+        Run(stage("decoder", start, assets, tmp_path, frozen=["*attention9*"]))
+    with pytest.raises(UsageError, match="nothing to learn"):
+        Run(stage("decoder", start, assets, tmp_path, frozen=["*"]))
+
+
+# What the losses are
+
+
+def test_noise_levels_are_those_of_the_sampler_and_rise_with_size() -> None:
+    schedule, settings = ScheduleConfig(), stage_settings()
+    normal = torch.linspace(-2.5, 2.5, 101)
+    means = []
+    for side in (256, 512, 1024):
+        length = (side // 16) ** 2
+        sigma, told = training_levels(normal, length, schedule, settings)
+        sampled = flow_schedule(1000, length, schedule)
+        table = {int(t): float(s) for t, s in zip(sampled.timesteps, sampled.sigmas)}
+        for s, t in zip(sigma.tolist(), told.tolist()):
+            if int(t) in table:
+                assert abs(table[int(t)] - s) < 1e-6
+        means.append(float(sigma.mean()))
+        signal_to_noise = ((1 - sigma) / sigma) ** 2
+        means[-1] = float(signal_to_noise.log().mean())
+    assert means[0] > means[1] > means[2]
+    assert {int(t) for t in told} <= set(range(1000))
+
+
+def stage_settings() -> Any:
+    from arimage.training.config import DecoderTraining
+
+    return DecoderTraining()
+
+
+def test_teacher_forced_probabilities_are_those_of_generation(start: Path, assets: Path, tmp_path: Path) -> None:
+    objective: Any = build_objective(Checkpoint.open(start), stage("autoregressive", start, assets, tmp_path), CPU)
+    objective.eval()
+    prompt = build_prompt(objective.vocabulary, "a red square", target_grid(64, 64))
+    codes = objective.vocabulary.codebook_size
+    grids = generate_grids(objective.model, [TokenRequest(prompt, 5)], TokenSampling(1.0, 1.0), codes)[0]
+    sequence = training_sequence(prompt, grids, objective.vocabulary)
+    with torch.no_grad():
+        hidden = objective.model(sequence.tokens[None], sequence.positions[:, None], [len(sequence.tokens)])[0]
+        forced = objective.model.scores(hidden, codes).log_softmax(-1)
+        from arimage.autoregressive.cache import KeyValueCache
+        from arimage.autoregressive.layout import generated_positions
+
+        length = len(prompt.tokens)
+        config = objective.model.config
+        cache = KeyValueCache(config, 1, length + prompt.new_tokens, CPU, torch.float32)
+        state_ = objective.model.prefill(prompt.tokens[None], prompt.positions[:, None], torch.tensor([length]), cache)
+        positions = generated_positions(prompt)
+        flat = torch.cat([grid.flatten() for grid in grids])
+        worst = 0.0
+        for index, token in enumerate(flat):
+            stepped = objective.model.scores(state_, codes).log_softmax(-1)[0, token]
+            worst = max(worst, abs(float(stepped - forced[length - 1 + index, token])))
+            if index + 1 < len(flat):
+                by = objective.model.rotation(positions[:, index : index + 1][:, None])
+                state_ = objective.model.step(token[None], by, cache)
+    assert worst < 1e-4
+
+
+def test_a_sample_costs_the_same_alone_and_in_a_batch(start: Path, assets: Path, tmp_path: Path) -> None:
+    for network in ("autoregressive", "decoder"):
+        config = stage(network, start, assets, tmp_path, batch_size=3)
+        objective = build_objective(Checkpoint.open(start), config, CPU).eval()
+        batches = StepBatches(config.data, 3, objective.collate, config.captions)
+        examples = batches.examples(0)[0]
+        with torch.no_grad():
+            together = float(objective(objective.collate(examples))["loss"])
+            alone = [float(objective(objective.collate([example]))["loss"]) for example in examples]
+        assert together == pytest.approx(sum(alone) / 3, rel=1e-4)
+
+
+def test_gradients_reach_the_references_and_the_glyph_encoder(start: Path, assets: Path, tmp_path: Path) -> None:
+    scenes = {"tasks": {"combine": 1}, "sizes": [[64, 64]]}
+    config = stage(
+        "decoder", start, assets, tmp_path, data=[{"scenes": scenes, "assets": str(assets)}],
+        decoder={"drop_all": 0.0, "drop_references": 0.0, "drop_glyphs": 0.0},
+    )  # fmt: skip
+    objective: Any = build_objective(Checkpoint.open(start), config, CPU)
+    objective.requires_grad_(True)
+    with torch.no_grad():
+        for parameter in objective.transformer.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    batch = objective.collate(StepBatches(config.data, 2, objective.collate, config.captions).examples(0)[0])
+    latents, codes, references = objective.encode(batch)
+    assert all(len(row) == 2 for row in references)
+    leaves = [[(one.clone().requires_grad_(True), grid) for one, grid in row] for row in references]
+    batch |= {"encoded": (latents, codes, leaves), "glyphs": [["OPEN"], ["FREE"]]}
+    objective(batch)["loss"].backward()
+    assert all(one.grad is not None and one.grad.abs().sum() > 0 for row in leaves for one, _ in row)
+    assert sum(float(p.grad.abs().sum()) for p in objective.glyph_encoder.parameters() if p.grad is not None) > 0
+
+
+def test_padded_glyphs_are_those_that_generation_encodes(start: Path) -> None:
+    encoder = Checkpoint.open(start).glyph_encoder(device=CPU, dtype=torch.float32)
+    texts = [["OPEN"], [], ["你好", "a longer text", "x"]]
+    with torch.no_grad():
+        one, mask = encoder.encode(texts)
+        two, other = encoder.encode_padded(texts)
+    assert torch.equal(mask, other)
+    assert torch.allclose(one[mask], two[mask], atol=1e-5)
+
+
+# Schedules, freezing, averages
+
+
+def test_rates_warm_up_and_fall() -> None:
+    base = {"train": "decoder", "start": "a", "output": "b", "data": [{"path": "x"}], "learning_rate": 1.0}
+    config = validate({**base, "steps": 110, "warmup": 10, "final_share": 0.1}, TrainConfig, "test")
+    rates = [learning_rate(config, step) for step in range(111)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.55)
+    assert rates[110] == pytest.approx(0.1)
+    flat = config.model_copy(update={"schedule": "constant"})
+    assert learning_rate(flat, 100) == 1.0
+
+
+def test_the_average_is_what_is_evaluated_and_exported(start: Path, assets: Path, tmp_path: Path) -> None:
+    run = Run(stage("decoder", start, assets, tmp_path / "run", ema=0.99, learning_rate=1e-2))
+    run.start()
+    folder = run.run()
+    exported = Checkpoint.open(folder).transformer(device=CPU, dtype=torch.float32).state_dict()
+    weights = run.objective.transformer.state_dict()
+    assert run.average is not None
+    for name in ("proj_out.weight", "transformer_blocks.0.attn1.to_q.weight"):
+        assert torch.equal(exported[name], run.average.values[f"transformer.{name}"])
+        assert not torch.equal(exported[name], weights[name])
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("network", STAGES)
+def test_a_run_that_was_stopped_and_resumed_is_the_run_that_was_not(
+    network: str, start: Path, assets: Path, tmp_path: Path
+) -> None:
+    straight = train(stage(network, start, assets, tmp_path / "straight"))
+    config = stage(network, start, assets, tmp_path / "broken")
+    run = Run(config)
+    run.start()
+    run.save = stop_after(run, 3)  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    resumed = train(config.model_copy(update={"workers": 1}))
+    assert losses(tmp_path / "broken") == losses(tmp_path / "straight")
+    assert Checkpoint.open(resumed).weights_hash() == Checkpoint.open(straight).weights_hash()
+
+
+def stop_after(run: Run, step: int) -> Any:
+    save = type(run).save
+
+    def saved() -> None:
+        save(run)
+        if run.step == step:
+            raise KeyboardInterrupt
+
+    return saved
+
+
+def test_a_run_that_is_killed_goes_on_from_its_last_state(start: Path, assets: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 40, "save_every": 5, "evaluation": [], "keep": 2}
+    straight = train(stage("decoder", start, assets, tmp_path / "straight", **settings))
+    config = stage("decoder", start, assets, tmp_path / "killed", **settings)
+    file = tmp_path / "stage.yaml"
+    file.write_text(config.model_dump_json(), encoding="utf-8")
+    command = [sys.executable, "-m", "arimage", "train", str(file), "--threads", str(torch.get_num_threads())]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed" / "states").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    found = state.newest(tmp_path / "killed" / "states")
+    assert found is not None
+    assert int(found.name.removeprefix("step-")) < 40
+    folder = train(config)
+    after = {step: loss for step, loss in losses(tmp_path / "killed").items()}
+    assert after == losses(tmp_path / "straight")
+    assert Checkpoint.open(folder).weights_hash() == Checkpoint.open(straight).weights_hash()
+
+
+def test_a_damaged_state_is_passed_over_and_old_ones_are_removed(start: Path, assets: Path, tmp_path: Path) -> None:
+    config = stage("decoder", start, assets, tmp_path / "run", steps=8, save_every=2, keep=3, evaluation=[])
+    train(config)
+    states = tmp_path / "run" / "states"
+    assert sorted(path.name for path in states.iterdir()) == [f"step-{n:08d}" for n in (4, 6, 8)]
+    newest = states / "step-00000008"
+    content = (newest / "weights.safetensors").read_bytes()
+    (newest / "weights.safetensors").write_bytes(content[:-10])
+    assert state.newest(states) == states / "step-00000006"
+    (states / "step-00000006" / "state.json").unlink()
+    assert state.newest(states) == states / "step-00000004"
+
+
+def test_a_state_of_other_settings_is_refused(start: Path, assets: Path, tmp_path: Path) -> None:
+    train(stage("decoder", start, assets, tmp_path / "run"))
+    with pytest.raises(DataError, match="other settings"):
+        train(stage("decoder", start, assets, tmp_path / "run", learning_rate=5e-4))
+
+
+def test_the_newest_state_can_be_written_out_without_training_on(start: Path, assets: Path, tmp_path: Path) -> None:
+    config = stage("decoder", start, assets, tmp_path / "run", steps=6, save_every=3, evaluation=[])
+    run = Run(config)
+    run.start()
+    run.save = stop_after(run, 3)  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    folder = train(config, finish=True)
+    assert Checkpoint.open(folder).weights_hash() != Checkpoint.open(start).weights_hash()
+    assert max(losses(tmp_path / "run")) == 3
+
+
+# Faults
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(start: Path, assets: Path, tmp_path: Path) -> None:
+    run = Run(stage("decoder", start, assets, tmp_path / "run"))
+    run.start()
+    forward = run.objective.forward
+
+    def broken(batch: Any) -> Any:
+        parts = forward(batch)
+        return parts if run.step != 3 else {**parts, "loss": parts["loss"] * math.nan}
+
+    run.objective.forward = broken  # type: ignore[method-assign]
+    with pytest.raises(TrainingStopped, match=r"step 4: the loss is nan.*spikes"):
+        run.run()
+    assert (tmp_path / "run" / "spikes" / "step-00000004-0" / "batch-0.safetensors").exists()
+
+    other = Run(stage("decoder", start, assets, tmp_path / "skip", on_spike="skip"))
+    other.start()
+    forward_other = other.objective.forward
+
+    def once(batch: Any) -> Any:
+        parts = forward_other(batch)
+        return parts if other.step != 3 else {**parts, "loss": parts["loss"] * math.nan}
+
+    other.objective.forward = once  # type: ignore[method-assign]
+    other.run()
+    assert other.facts["skipped"] == 1
+    assert sorted(losses(tmp_path / "skip")) == [1, 2, 3, 5, 6]
+
+
+def test_bad_samples_are_named_and_too_many_stop_the_run(
+    start: Path, assets: Path, handful: Path, tmp_path: Path
+) -> None:
+    (handful / "bad.png").write_bytes(b"no picture")
+    (handful / "bad.txt").write_text("bad", encoding="utf-8")
+    source = [{"path": str(handful), "sides": [64]}]
+    settings = {"data": source, "evaluation": []}
+    train(stage("autoencoder", start, assets, tmp_path / "run", **settings))
+    assert "bad.png" in (tmp_path / "run" / "bad-samples.txt").read_text()
+    config = stage("autoencoder", start, assets, tmp_path / "many", steps=80, max_bad_share=0.001, **settings)
+    with pytest.raises(TrainingStopped, match=r"1 of 10\d samples"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": "painter"}, "train"),
+        ({"stepz": 3}, "did you mean 'steps'"),
+        ({"data": [{"weight": 1}]}, "exactly one of scenes, path and cache"),
+        ({"data": [{"scenes": {"tasks": {"fly": 1}}, "assets": "x"}]}, "no task 'fly'"),
+        ({"train": "autoencoder", "lora": {}}, "lora is for"),
+        ({"vision_rows_only": True}, "vision_rows_only"),
+        ({"decoder": {"drop_al": 0.1}}, "did you mean 'drop_all'"),
+    ],
+)
+def test_wrong_configs_are_named(
+    change: dict[str, Any], message: str, start: Path, assets: Path, tmp_path: Path
+) -> None:
+    values = stage("decoder", start, assets, tmp_path).model_dump()
+    with pytest.raises(UsageError, match=message):
+        validate({**values, **change}, TrainConfig, "stage.yaml")
+
+
+# Batches
+
+
+def test_batches_depend_on_the_step_alone_and_are_shared_out(start: Path, assets: Path, tmp_path: Path) -> None:
+    config = stage("decoder", start, assets, tmp_path)
+    sources = (*config.data, SourceConfig(scenes=config.data[0].scenes, assets=str(assets), weight=0.5))
+
+    def keys(step: int, size: int, process: int = 0, processes: int = 1) -> list[tuple[bytes, str, int]]:
+        batches = StepBatches(sources, size, dict, CaptionConfig(), process=process, processes=processes)  # type: ignore[arg-type]
+        return [(e.pictured.image.tobytes(), e.caption, e.seed) for e in batches.examples(step)[0]]
+
+    assert keys(7, 4) == keys(7, 4)
+    assert keys(7, 4) != keys(8, 4)
+    assert keys(7, 4) == keys(7, 2, 0, 2) + keys(7, 2, 1, 2)
+
+
+def test_captions_follow_their_shares(start: Path, assets: Path, tmp_path: Path) -> None:
+    config = stage("decoder", start, assets, tmp_path)
+    captions = CaptionConfig(dropout=0.5, kinds={"zh/long": 1.0})
+    batches = StepBatches(config.data, 8, lambda examples: {}, captions)
+    examples: list[Example] = [example for step in range(12) for example in batches.examples(step)[0]]
+    pictures = [example for example in examples if not example.pictured.sources]
+    empty = sum(example.caption == "" for example in examples)
+    assert 0.3 < empty / len(examples) < 0.7
+    assert all(example.caption in ("", example.pictured.captions["zh/long"]) for example in pictures)
+
+
+# The cache
+
+
+def test_training_from_a_cache_is_training_from_the_pictures(start: Path, assets: Path, tmp_path: Path) -> None:
+    for network in ("autoregressive", "decoder"):
+        config = stage(network, start, assets, tmp_path / network)
+        made = prepare(config, tmp_path / "cache", 12, 5, lambda text: None)
+        assert (made.samples, made.shards) == (12, 3) or made.samples >= 12
+        objective: Any = build_objective(Checkpoint.open(start), config, CPU).eval()
+        batches = StepBatches(config.data, 2, objective.collate, config.captions)
+        source = CacheSource(tmp_path / "cache", 0, 2, None)
+        for step in range(3):
+            for place, example in enumerate(batches.examples(step)[0]):
+                encoded = source._read(2 * step + place)
+                assert encoded.captions == example.pictured.captions
+                with torch.no_grad():
+                    plain = objective(objective.collate([example]))
+                    cached = objective(objective.collate([Example(encoded, example.caption, example.seed)]))
+                assert float(cached["loss"]) == pytest.approx(float(plain["loss"]), rel=2e-3)
+        cached_config = stage(
+            network, start, assets, tmp_path / f"{network}-cached", data=[{"cache": str(tmp_path / "cache")}],
+            evaluation=[],
+        )  # fmt: skip
+        assert train(cached_config).exists()
+
+
+def test_preparing_goes_on_where_it_stopped_and_other_networks_are_refused(
+    start: Path, assets: Path, tmp_path: Path
+) -> None:
+    config = stage("decoder", start, assets, tmp_path / "run")
+    prepare(config, tmp_path / "whole", 12, 4, lambda text: None)
+    prepare(config, tmp_path / "parts", 4, 4, lambda text: None)
+    prepare(config, tmp_path / "parts", 12, 4, lambda text: None)
+    for name in ("shard-00000", "shard-00002"):
+        assert (tmp_path / "whole" / f"{name}.safetensors").read_bytes() == (
+            tmp_path / "parts" / f"{name}.safetensors"
+        ).read_bytes()
+    other = train(stage("autoencoder", start, assets, tmp_path / "other"))
+    from_cache = stage(
+        "decoder", other, assets, tmp_path / "run2", data=[{"cache": str(tmp_path / "whole")}], evaluation=[]
+    )
+    with pytest.raises(DataError, match="another tokenizer or autoencoder"):
+        Run(from_cache)
+    with pytest.raises(DataError, match="other networks or settings"):
+        prepare(config.model_copy(update={"seed": 3}), tmp_path / "whole", 12, 4, lambda text: None)
+
+
+# LoRA
+
+
+@pytest.mark.parametrize("network", ["autoregressive", "decoder"])
+def test_adapters_learn_alone_and_are_merged_for_use(network: str, start: Path, assets: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    run = Run(stage(network, start, assets, tmp_path / "run", lora={"rank": 4}, learning_rate=1e-2, ema=None))
+    assert all(".lora_" in name for name in run.learning)
+    run.start()
+    folder = run.run()
+    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    plain, merged = load(start, device="cpu"), load(start, device="cpu", lora=[folder])
+    assert plain.networks.weights_hash() != merged.networks.weights_hash()
+    name = "transformer" if network == "decoder" else "autoregressive"
+    trained = run.objective.transformer if network == "decoder" else run.objective.model
+    trained.eval()
+    with merged.networks.use(name) as inside, torch.no_grad():
+        if network == "decoder":
+            batch = (torch.randn(1, 4, 8, 8), torch.tensor([500.0]))
+            told = {
+                "prior_tokens": torch.zeros(1, 2, 2, dtype=torch.long), "glyphs": torch.randn(1, 3, 24),
+                "target_size": torch.tensor([[64, 64]]),
+            }  # fmt: skip
+            one, two = inside(*batch, **told), trained(*batch, **told)
+        else:
+            tokens, positions = torch.arange(7)[None], torch.arange(7).expand(3, 1, -1)
+            one, two = inside(tokens, positions), trained(tokens, positions)
+    assert torch.allclose(one, two, atol=1e-4)
+
+
+# The files of the repository
+
+
+def test_every_stage_file_of_the_repository_is_valid() -> None:
+    files = [path for path in (ROOT / "configs").glob("*/*.yaml") if path.name not in ("model.yaml", "common.yaml")]
+    assert len(files) >= 8
+    for path in files:
+        config = load_yaml(path, TrainConfig)
+        assert path.stem.startswith(config.train.replace("autoregressive", "")) or config.train in path.stem
