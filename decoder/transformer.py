@@ -191,6 +191,9 @@ class AdaptiveNorm(nn.Module):
         super().__init__()
         self.linear = nn.Linear(size, out)
 
+    def forward(self, vector: Tensor) -> Tensor:
+        return self.linear(vector)
+
 
 class Attention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
@@ -354,8 +357,8 @@ class DiffusionTransformer(nn.Module):
         """Modulation of timesteps (S,) at sizes (S, 2): all of a schedule's in one call."""
         crop = torch.zeros_like(target_size) if crop is None else crop
         vector = self.time_condition_embed(timesteps, target_size, crop)
-        blocks = [cast(Block, block).norm1.linear(vector) for block in self.transformer_blocks]
-        return Modulation(blocks, self.norm_out.linear(vector))
+        blocks = [cast(Block, block).norm1(vector) for block in self.transformer_blocks]
+        return Modulation(blocks, self.norm_out(vector))
 
     def denoise(self, latents: Tensor, conditioning: Conditioning, modulation: Modulation) -> Tensor:
         """The velocity of (B, C, H, W) latents; ``modulation`` has one row, or one for each of the batch."""

@@ -131,6 +131,7 @@ class DecoderObjective(Objective):
         texts = [[] if dropped else row for row, dropped in zip(batch["glyphs"], no_glyphs.tolist())]
         glyphs, mask = self._glyphs(texts)
         kept = [[] if dropped else row for row, dropped in zip(references, no_references.tolist())]
+        silent = self._even_out(sum(len(row) for row in kept), latents)
         size = torch.tensor([[height * 8, width * 8]], device=latents.device).expand(count, -1)
         velocity = self.transformer(
             (1 - level) * latents + level * noise,
@@ -142,12 +143,29 @@ class DecoderObjective(Objective):
             prior_dropped=no_prior,
             references=self.transformer.encode_references(kept),
         )
-        losses = F.mse_loss(velocity.float(), noise - latents, reduction="none").mean(dim=(1, 2, 3))
+        losses = F.mse_loss(velocity.float(), noise - latents, reduction="none").mean(dim=(1, 2, 3)) + silent
         told = ~no_prior
         parts = {"loss": losses.mean()}
         if told.any():
             parts["told"] = losses[told].mean().detach()
         return parts
+
+    def _even_out(self, count: int, latents: Tensor) -> Tensor | float:
+        """Encode blank references until every process has encoded as many, and return a zero that depends on them.
+
+        With sharded weights every pass through a block is an exchange between processes, so all must make as many.
+        """
+        if not self.sharded:
+            return 0.0
+        most = torch.tensor([count], device=latents.device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        blank = (torch.zeros_like(latents[0, :, :4, :4]), torch.zeros(1, 1, dtype=torch.long, device=latents.device))
+        zero: Tensor | float = 0.0
+        for _ in range(int(most) - count):
+            cache = self.transformer.encode_references([[blank]])
+            assert cache is not None
+            zero = zero + sum((key.sum() + value.sum()) * 0 for key, value in cache.layers)
+        return zero
 
     def _glyphs(self, texts: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
         if self.settings.train_glyph_encoder:

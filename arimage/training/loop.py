@@ -12,6 +12,7 @@ import fnmatch
 import hashlib
 import json
 import math
+import os
 import random
 import statistics
 import time
@@ -41,6 +42,7 @@ UNSIGNED = (
     "samples", "compile",
 )  # fmt: skip
 SPIKE_WINDOW = 50
+SHARDED = ("Layer", "Block", "AdaptiveNorm")
 
 
 class TrainingStopped(ArimageError):
@@ -153,6 +155,7 @@ class Run:
     def _signature(self) -> str:
         """What a saved state must have been made with to be gone on from."""
         settings = self.config.model_dump(mode="json", exclude=set(UNSIGNED))
+        settings["batch_size"] = self.config.batch_size * self.accelerator.num_processes
         settings["total_steps"] = self.config.steps if self.config.schedule != "constant" else None
         settings["start"] = self.checkpoint.weights_hash()
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -175,8 +178,7 @@ class Run:
         optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas
         )
-        objective: Any = torch.compile(self.objective) if config.compile else self.objective
-        self.model, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.model, self.optimizer = self._prepared(optimizer)
         self.average = None if config.ema is None else state.Average(config.ema, self._trainable())
         if saved is not None:
             self._restore(saved)
@@ -184,10 +186,39 @@ class Run:
         if self.main and config.trackers:
             self.accelerator.init_trackers("run")
 
+    def _prepared(self, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+        """Networks and optimiser as accelerate spreads them; FSDP2 on CPUs, which it does not do, is done here."""
+        objective: Any = torch.compile(self.objective) if self.config.compile else self.objective
+        wanted = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        self.objective.sharded = wanted and self.accelerator.num_processes > 1
+        if not (self.objective.sharded and self.accelerator.device.type == "cpu"):
+            return self.accelerator.prepare(objective, optimizer)
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh("cpu", (self.accelerator.num_processes,))
+        for module in reversed(list(self.objective.modules())):
+            if type(module).__name__ in SHARDED:
+                fully_shard(module, mesh=mesh)
+        fully_shard(self.objective, mesh=mesh)
+        before = [dict(group) for group in optimizer.param_groups]
+        many = [p for p in self.objective.parameters() if p.requires_grad]
+        parts = ([p for p in many if p.ndim > 1], [p for p in many if p.ndim <= 1])
+        groups = [{**old, "params": part} for old, part in zip(before, [part for part in parts if part])]
+        return self.objective, self.accelerator.prepare_optimizer(torch.optim.AdamW(groups))
+
     def _trainable(self) -> dict[str, Tensor]:
         """Trainable parameters as they are now, by the objective's own names."""
+        self._settle()
         module = self.accelerator.unwrap_model(self.model)
         return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+    def _settle(self) -> None:
+        """Give up the whole copies of sharded weights that a pass without backward leaves behind."""
+        if self.objective.sharded:
+            for module in self.model.modules():
+                if hasattr(module, "reshard"):
+                    module.reshard()
 
     def _restore(self, saved: state.Saved) -> None:
         from torch.distributed.checkpoint.state_dict import (
@@ -259,7 +290,7 @@ class Run:
             self._count(batch)
             kept.append(batch)
             last = micro == config.accumulation - 1
-            with self.accelerator.no_sync(self.model) if not last else _nothing():
+            with _nothing() if last else self._unsynchronised():
                 losses = self.model(self._moved(batch.tensors))
                 self.accelerator.backward(losses["loss"] / config.accumulation)
             for name, value in losses.items():
@@ -278,15 +309,20 @@ class Run:
             self.average.update(self._trainable(), self.step)
         return totals
 
+    def _unsynchronised(self) -> Any:
+        return _nothing() if self.objective.sharded else self.accelerator.no_sync(self.model)
+
     def _learning_parameters(self) -> list[Tensor]:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def _over_processes(self, totals: dict[str, float]) -> dict[str, float]:
         if self.accelerator.num_processes == 1:
             return totals
-        values = torch.tensor(list(totals.values()), device=self.accelerator.device, dtype=torch.float64)
-        mean = self.accelerator.reduce(values, reduction="mean")
-        return dict(zip(totals, mean.tolist()))
+        from accelerate.utils import gather_object
+
+        rows: list[dict[str, float]] = gather_object([totals])
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: statistics.fmean([row[name] for row in rows if name in row]) for name in names}
 
     def _sound(self, totals: Mapping[str, float], batches: list[Batch]) -> bool:
         """Whether a step may be taken; stops the run when it may not and the config says so."""
@@ -387,7 +423,7 @@ class Run:
 
     def sample(self) -> None:
         """Pictures of the present weights, as files and in the trackers."""
-        if not self.main or self.accelerator.distributed_type.value == "FSDP":
+        if not self.main or self.objective.sharded:
             return
         from arimage.training.samples import sample_pictures
 
@@ -416,6 +452,7 @@ class Run:
     def _gathered(self) -> state.Saved:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
+        self._settle()
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         optimizer: Any = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=options)
         flat: dict[str, Tensor] = {
@@ -432,6 +469,7 @@ class Run:
         """All weights and buffers in full, by the objective's own names."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+        self._settle()
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         full = get_model_state_dict(self.model, options=options)
         return {name: state.gathered(cast(Tensor, value)) for name, value in full.items()}
