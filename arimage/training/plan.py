@@ -7,8 +7,9 @@ checkpointing a layer keeps its input (2 bytes x hidden x token) and one layer a
 layer its inside, about 34 bytes x hidden x token (Korthikanti et al. 2022, arXiv:2205.05198, with attention that
 stores no scores).
 
-Work of a step: 6 FLOP for each trained parameter and token (8 with checkpointing), 2 for each frozen one that only
-looks, and 12 x layers x hidden x token x visible token for attention (16 with checkpointing).
+Work of a step: 6 FLOP for each token and parameter that multiplies it (8 with checkpointing; embeddings are only
+looked up, adaptive norms multiply once a sample), 2 for each one that only encodes, and 12 x layers x hidden x token
+x visible token for attention (16 with checkpointing).
 """
 
 from collections.abc import Iterable, Sequence
@@ -132,6 +133,9 @@ def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = 
         layers, hidden = text.num_hidden_layers, text.hidden_size
         trained, beside = counts["vision_language_encoder"] - tokenizer, tokenizer
         tokens = PROMPT_TOKENS + preview_grid(target).cells + target.cells
+        blocks = _count(language["model"].language_model.layers.parameters())
+        new = target.cells + preview_grid(target).cells
+        work = tokens * blocks + new * _count(language["lm_head"].parameters())
         visible, inside = tokens / 2, INSIDE * (1 + text.intermediate_size / (4 * hidden)) / 2
         encoded = tokenizer * (target.cells + preview_grid(target).cells)
     elif config.train == "decoder":
@@ -140,21 +144,28 @@ def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = 
         trained = counts["transformer"] + glyphs
         beside = tokenizer + counts["vae"] + counts["text_encoder"] - glyphs
         tokens = GLYPH_TOKENS + 4 * target.cells
+        network: Any = networks["transformer"]
+        dense = [part for block in network.transformer_blocks for part in (block.attn1, block.ff)]
+        a_token = sum(_count(part.parameters()) for part in (*dense, network.image_projector, network.proj_out))
+        a_sample = sum(_count(block.norm1.parameters()) for block in network.transformer_blocks)
+        work = tokens * a_token + a_sample + target.cells * _count(network.prior_projector.parameters())
+        work += GLYPH_TOKENS * (glyphs + _count(network.glyph_projector.parameters()))
         visible, inside = float(tokens), float(INSIDE)
-        encoded = tokenizer * target.cells + counts["vae"] // 2 * target.cells * 16
+        encoded = tokenizer * target.cells + round(_convolutions(model, height * width) / 4)
     elif config.train == "tokenizer":
         layers, hidden = model.vision_encoder.depth, model.vision_encoder.hidden_size
         trained = tokenizer if not config.tokenizer.frozen_encoder else tokenizer - _count(
             language["model"].visual.parameters()
         )  # fmt: skip
         beside, tokens = tokenizer - trained, target.cells
+        work = tokens * tokenizer
         visible, inside, encoded = float(tokens), float(INSIDE), 0
     else:
         trained, beside, encoded = counts["vae"], 0, 0
         crop = config.autoencoder.crop or max(height, width)
         widths = model.autoencoder.block_out_channels
         layers, hidden = 4 * (2 * model.autoencoder.layers_per_block + 1), widths[0]
-        tokens, visible, inside = crop * crop, 0.0, 8.0
+        tokens, visible, inside, work = crop * crop, 0.0, 8.0, 0
     frozen_inside = 0
     if config.lora is not None:
         adapters = 2 * 4 * layers * hidden * config.lora.rank
@@ -171,9 +182,8 @@ def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = 
     activations = batch * tokens * (kept + head) / GB
     share = GB * machine.gpus
     layer = 2 * 2 * (trained + frozen_inside) / max(1, layers) / GB
-    flops_token = (8 if checkpointed else 6) * (trained + frozen_inside)
     attention = (16 if checkpointed else 12) * layers * hidden * visible
-    flops = samples * (tokens * (flops_token + attention) + 2 * encoded)
+    flops = samples * ((8 if checkpointed else 6) * work + tokens * attention + 2 * encoded)
     if config.train == "autoencoder":
         flops = samples * 3 * _convolutions(model, tokens)
     seconds = flops / (machine.gpus * machine.teraflops * 1e12 * machine.utilisation)

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# From nothing to a trained nano: artwork, captions, start, every stage, one checkpoint folder.
+#   configs/nano/run.sh [work folder]
+# BUDGET is "full" (hours on two cores) or "toy" (a few minutes, to see that everything works). ASSETS names a folder of
+# assets that exists already. A run that was stopped goes on where it was.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+WORK=${1:-runs/nano}
+BUDGET=${BUDGET:-full}
+ASSETS=${ASSETS:-data/nano}
+ARIMAGE=${ARIMAGE:-arimage}
+mkdir -p "$WORK"
+
+[ -e "$ASSETS/sprites.zip" ] || $ARIMAGE data sprites -o "$ASSETS" --downloads "$WORK/artwork"
+if [ ! -e "$WORK/start/model_index.json" ]; then
+  $ARIMAGE data captions "$ASSETS" -n "$([ "$BUDGET" = toy ] && echo 300 || echo 6000)" -o "$WORK/captions.txt"
+  $ARIMAGE init configs/nano/model.yaml --corpus "$WORK/captions.txt" --dtype float32 -o "$WORK/start"
+fi
+
+# stage, the stage that it starts from, and its settings on the toy budget
+train() {
+  local stage=$1 from=$2; shift 2
+  local settings=()
+  [ "$BUDGET" = toy ] && settings=("$@" precision=\"no\" warmup=2 evaluation_batches=1 scenes.groups=[] scenes.minimum_rating=1)
+  [ -e "$WORK/$stage/checkpoint/model_index.json" ] && return
+  $ARIMAGE train "configs/nano/$stage.yaml" start="$WORK/$from" output="$WORK/$stage" assets="$ASSETS" \
+    ${settings[@]+"${settings[@]}"}
+}
+
+train autoencoder start steps=30 batch_size=4 autoencoder.crop=64 autoencoder.statistics_samples=8
+train tokenizer autoencoder/checkpoint steps=20 batch_size=4
+train autoregressive-256 tokenizer/checkpoint steps=10 batch_size=2
+train autoregressive-512 autoregressive-256/checkpoint steps=3 batch_size=1
+train autoregressive-quality autoregressive-512/checkpoint steps=3 batch_size=1
+train decoder-256 tokenizer/checkpoint steps=10 batch_size=2
+train decoder-512 decoder-256/checkpoint steps=3 batch_size=1
+train decoder-quality decoder-512/checkpoint steps=3 batch_size=1
+
+rm -rf "$WORK/nano"
+$ARIMAGE assemble "$WORK/decoder-quality/checkpoint" autoregressive="$WORK/autoregressive-quality/checkpoint" \
+  -o "$WORK/nano"
+$ARIMAGE generate "a fox on a blue background" --model "$WORK/nano" --size 256 --seed 1 -o "$WORK/fox.png"

@@ -1,0 +1,97 @@
+"""The planner against what can be counted, and the recipe of nano from nothing to a picture."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from arimage.checkpoint import Checkpoint
+from arimage.errors import UsageError
+from arimage.initialization import initialize_folder
+from arimage.training.batches import StepBatches
+from arimage.training.loop import build_objective
+from arimage.training.plan import Machine, plan, plan_stage
+from tests.test_training import CPU, stage
+from tests.tiny_assets import write_assets
+from tests.tiny_checkpoint import CONFIG, tiny_tokenizer
+
+ROOT = Path(__file__).parent.parent
+MACHINE = Machine(gpus=1, memory=80, teraflops=100, utilisation=1.0)
+
+
+@pytest.mark.parametrize("network", ["decoder", "autoregressive"])
+def test_the_work_of_a_step_is_what_is_counted(network: str, tmp_path: Path) -> None:
+    import json
+
+    definition, config = tiny_tokenizer(CONFIG)
+    (tmp_path / "t.json").write_text(json.dumps(definition), encoding="utf-8")
+    start = initialize_folder(config, tmp_path / "start", tokenizer=tmp_path / "t.json", dtype=torch.float32)
+    assets = write_assets(tmp_path / "assets")
+    wide = {"tasks": {"subject": 1}, "sizes": [[256, 256]]}
+    settings = stage(network, start, assets, tmp_path, data=[{"scenes": wide, "assets": str(assets)}],
+                     decoder={"corrupt": 0.0}, batch_size=1)  # fmt: skip
+    objective: Any = build_objective(Checkpoint.open(start), settings, CPU)
+    objective.requires_grad_(True)
+    batches = StepBatches(settings.data, 1, objective.collate, settings.captions)
+    batch = batches[0].tensors
+    if network == "decoder":
+        batch |= {"glyphs": [["a text of sixty-three bytes, as many as the planner expects....."]]}
+    counter = FlopCounterMode(display=False)
+    with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        objective(batch)["loss"].backward()
+    planned = plan(settings, config, MACHINE)
+    assert planned.flops == pytest.approx(counter.get_total_flops(), rel=0.35)
+    names = ("transformer", "glyph_encoder") if network == "decoder" else ("model",)
+    counted = sum(p.numel() for name in names for p in getattr(objective, name).parameters())
+    assert planned.trained == pytest.approx(counted, rel=0.02)
+
+
+def test_memory_is_shared_by_gpus_and_saved_by_checkpointing() -> None:
+    path = ROOT / "configs" / "glm-image-9b" / "decoder-1024.yaml"
+    one, many = (plan_stage(path, [], Machine(gpus, 80, 989, 0.4)) for gpus in (1, 64))
+    assert not one.fits
+    assert many.fits
+    assert one.optimizer == pytest.approx(64 * many.optimizer)
+    plain = plan_stage(path, ["gradient_checkpointing=false"], Machine(64, 80, 989, 0.4))
+    assert plain.activations > 5 * many.activations
+    assert plain.flops < many.flops
+    adapters = plan_stage(path, ["lora={rank: 16}"], Machine(1, 80, 989, 0.4))
+    assert adapters.optimizer < 0.02 * one.optimizer
+    assert "does NOT fit" in "\n".join(one.lines())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "glm-image-9b").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_stage_of_the_large_model_can_be_planned(path: Path) -> None:
+    if path.stem in ("model", "common"):
+        return
+    found = plan_stage(path, [], Machine(64, 80, 989, 0.4))
+    assert found.fits
+    assert found.flops > 0
+    assert f"{found.stage}:" in found.lines()[0]
+
+
+def test_dimensions_that_cannot_be_found_are_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "stage.yaml"
+    file.write_text("{train: decoder, start: a, output: b, steps: 1, data: [{path: x}]}")
+    with pytest.raises(UsageError, match="--model"):
+        plan_stage(file, [], MACHINE)
+
+
+def test_the_recipe_of_nano_goes_from_nothing_to_a_picture(tmp_path: Path) -> None:
+    assets = write_assets(tmp_path / "assets", ("noto", "fluent-flat"))
+    environment = {
+        **os.environ, "BUDGET": "toy", "ASSETS": str(assets), "ARIMAGE": f"{sys.executable} -m arimage",
+    }  # fmt: skip
+    command = ["bash", str(ROOT / "configs" / "nano" / "run.sh"), str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    checkpoint = Checkpoint.open(tmp_path / "run" / "nano")
+    assert not checkpoint.is_random
+    assert checkpoint.config.autoencoder.latents_mean is not None
+    assert Image.open(tmp_path / "run" / "fox.png").size == (256, 256)
