@@ -158,8 +158,7 @@ def test_the_tokenizer_learns_a_handful_by_heart(start: Path, assets: Path, hand
 def test_the_autoregressive_model_learns_a_handful_by_heart(
     start: Path, assets: Path, handful: Path, tmp_path: Path
 ) -> None:
-    settings = {"preview_weight": 0.1}
-    run = overfit("autoregressive", start, assets, handful, tmp_path / "run", 300, autoregressive=settings)
+    run = overfit("autoregressive", start, assets, handful, tmp_path / "run", 500, clip=5.0)
     rows = metrics(tmp_path / "run")
     assert rows[-1]["loss"] < 0.1 * rows[0]["loss"]
     objective = run.objective.eval()
@@ -604,7 +603,11 @@ def test_adapters_learn_alone_and_are_merged_for_use(network: str, start: Path, 
 
 
 def test_every_stage_file_of_the_repository_is_valid() -> None:
-    files = [path for path in (ROOT / "configs").glob("*/*.yaml") if path.name not in ("model.yaml", "common.yaml")]
+    files = [
+        path
+        for path in (ROOT / "configs").glob("*/*.yaml")
+        if path.name not in ("model.yaml", "common.yaml") and path.parent.name != "accelerate"
+    ]
     assert len(files) >= 8
     for path in files:
         config = load_yaml(path, TrainConfig)
