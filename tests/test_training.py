@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,7 @@ def test_the_autoencoder_learns_a_handful_by_heart(start: Path, assets: Path, ha
     shown = run.objective.pictures(run.batches.examples(0)[0])[0][1]
     true, made = shown.getpixel((8, 8)), shown.getpixel((64 + 8, 8))
     assert max(abs(a - b) for a, b in zip(true, made)) < 40
+    assert run.objective.report(run.batches, 1)["picture_psnr"] > 20
     config = Checkpoint.open(tmp_path / "run" / "checkpoint").config.autoencoder
     assert config.latents_mean != CONFIG.autoencoder.latents_mean
     assert all(value > 0 for value in config.latents_std)
@@ -218,6 +220,16 @@ def test_patterns_that_match_nothing_are_named(start: Path, assets: Path, tmp_pa
         Run(stage("decoder", start, assets, tmp_path, frozen=["*attention9*"]))
     with pytest.raises(UsageError, match="nothing to learn"):
         Run(stage("decoder", start, assets, tmp_path, frozen=["*"]))
+
+
+def test_a_compiled_run_gives_the_losses_of_one_that_is_not(start: Path, assets: Path, tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("compiling for a CPU needs g++")
+    settings: dict[str, Any] = {"steps": 2, "evaluation": [], "save_every": 9}
+    train(stage("autoregressive", start, assets, tmp_path / "plain", **settings))
+    train(stage("autoregressive", start, assets, tmp_path / "compiled", compile=True, **settings))
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
+    assert (tmp_path / "compiled" / "checkpoint" / "model_index.json").exists()
 
 
 # What the losses are

@@ -89,6 +89,17 @@ class AutoencoderObjective(Objective):
     def load_facts(self, facts: Mapping[str, Any]) -> None:
         self.steps = facts.get("steps", 0)
 
+    def rebuild(self, values: Tensor) -> Tensor:
+        """(B, 3, H, W) through the posterior's mode and back, fp32."""
+        return self.network.decode(self.network.encode(values).latent_dist.mode()).sample.float()
+
+    def report(self, batches: Any, count: int) -> dict[str, float]:
+        """Whole held-out pictures through encoder and decoder; see :mod:`arimage.training.reconstruction`."""
+        from arimage.training.reconstruction import reconstruction_figures
+
+        examples = [example for step in range(count) for example in batches.examples(step)[0]]
+        return reconstruction_figures(examples, self.rebuild, self.device)
+
     @torch.no_grad()
     def finish(self, batches: Any) -> dict[str, float]:
         latents: list[Tensor] = []
@@ -118,8 +129,8 @@ class AutoencoderObjective(Objective):
         shown = []
         for number, example in enumerate(examples[:6]):
             true = pixels(example.pictured.image)[None].to(self.device)
-            made = self.network.decode(self.network.encode(true).latent_dist.mode()).sample
-            shown.append((f"reconstruction {number}", picture(torch.cat([true[0], made[0].float()], dim=-1))))
+            made = self.rebuild(true)
+            shown.append((f"reconstruction {number}", picture(torch.cat([true[0], made[0]], dim=-1))))
         return shown
 
 

@@ -175,6 +175,7 @@ class TrainConfig(_Strict):
         batch_size: samples of a process and micro-batch; ``accumulation`` micro-batches make a step.
         learning_rate, schedule, warmup, final_share: cosine to ``final_share`` of the rate, linear to it, or constant.
         clip: largest gradient norm.
+        compile: compile the blocks of the networks (``torch.compile``).
         ema: decay of the weights' moving average, which is what is evaluated and exported; None is none.
         trainable, frozen: patterns of parameter names (fnmatch); what matches none of ``trainable``, or one of
             ``frozen``, stays as it is. A pattern that matches nothing is an error.

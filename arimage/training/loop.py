@@ -43,6 +43,7 @@ UNSIGNED = (
 )  # fmt: skip
 SPIKE_WINDOW = 50
 SHARDED = ("Layer", "Block", "AdaptiveNorm")
+COMPILED = ("Layer", "Block", "Encoder", "Decoder")
 
 
 class TrainingStopped(ArimageError):
@@ -188,11 +189,14 @@ class Run:
 
     def _prepared(self, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
         """Networks and optimiser as accelerate spreads them; FSDP2 on CPUs, which it does not do, is done here."""
-        objective: Any = torch.compile(self.objective) if self.config.compile else self.objective
+        if self.config.compile:
+            for module in self.objective.modules():
+                if type(module).__name__ in COMPILED:
+                    module.compile()
         wanted = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
         self.objective.sharded = wanted and self.accelerator.num_processes > 1
         if not (self.objective.sharded and self.accelerator.device.type == "cpu"):
-            return self.accelerator.prepare(objective, optimizer)
+            return self.accelerator.prepare(self.objective, optimizer)
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -233,9 +237,11 @@ class Run:
         for key, value in saved.optimizer.items():
             name, _, slot = key.rpartition("/")
             flat["state"].setdefault(name, {})[slot] = value
-        set_optimizer_state_dict(
-            self.model, self.optimizer.optimizer, flat, options=StateDictOptions(full_state_dict=True)
-        )
+        if self._by_deepspeed:
+            self._say("the saved state holds no optimiser (DeepSpeed keeps its own): it starts afresh")
+        else:
+            full = StateDictOptions(full_state_dict=True)
+            set_optimizer_state_dict(self.model, self.optimizer.optimizer, flat, options=full)
         if self.average is not None:
             for name, value in self.average.values.items():
                 _copy_full(value, saved.average[name])
@@ -308,6 +314,11 @@ class Run:
         if self.average is not None:
             self.average.update(self._trainable(), self.step)
         return totals
+
+    @property
+    def _by_deepspeed(self) -> bool:
+        """DeepSpeed spreads the optimiser's state in its own, pickled format, which is neither written nor read."""
+        return self.accelerator.distributed_type.value == "DEEPSPEED"
 
     def _unsynchronised(self) -> Any:
         return _nothing() if self.objective.sharded else self.accelerator.no_sync(self.model)
@@ -454,7 +465,9 @@ class Run:
 
         self._settle()
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        optimizer: Any = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=options)
+        optimizer: Any = {}
+        if not self._by_deepspeed:
+            optimizer = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=options)
         flat: dict[str, Tensor] = {
             f"{name}/{slot}": torch.as_tensor(value)
             for name, slots in optimizer.get("state", {}).items()
