@@ -1,8 +1,8 @@
 """Starting points for training: a checkpoint folder with random weights, or one that begins from GLM-4.
 
-Initialisation follows the papers: weights normal with deviation 0.02 and zero biases in the GLM and vision
-transformers; AdaLN-zero in the diffusion transformer (Peebles & Xie 2022, arXiv:2212.09748), so that every block
-starts as the identity; codes as random directions; the autoencoder close to linear; the glyph encoder as its
+Weights are normal with a variance of one over their inputs, biases zero; embeddings are wide enough that the norms
+behind them do not blow their gradients up. AdaLN-zero in the diffusion transformer (Peebles & Xie 2022,
+arXiv:2212.09748), so that every block starts as the identity; the autoencoder close to linear; the glyph encoder as its
 library does it.
 """
 
@@ -21,7 +21,7 @@ from arimage.errors import UsageError
 from arimage.text_tokenizer import text_tokenizer
 from arimage.weights import WeightFiles
 
-DEVIATION = 0.02
+EMBEDDING_DEVIATION = 0.5
 LOG_VARIANCE = -6.0
 
 
@@ -126,8 +126,10 @@ def _initialize(network: nn.Module, seed: int) -> None:
             for name, parameter in module.named_parameters(recurse=False):
                 if name == "bias":
                     parameter.zero_()
-                elif isinstance(module, (nn.Linear, nn.Embedding, nn.Conv2d)):
-                    parameter.normal_(std=DEVIATION, generator=generator)
+                elif isinstance(module, nn.Embedding):
+                    parameter.normal_(std=EMBEDDING_DEVIATION, generator=generator)
+                elif isinstance(module, (nn.Linear, nn.Conv2d)):
+                    parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
                 else:
                     parameter.fill_(1)
 
