@@ -19,9 +19,11 @@ from arimage.autoregressive.generation import TokenRequest, generate_grids
 from arimage.autoregressive.layout import build_prompt, target_grid, training_sequence
 from arimage.autoregressive.sampling import TokenSampling
 from arimage.checkpoint import Checkpoint
+from arimage.cli.main import run as cli
 from arimage.configuration import load_yaml, validate
 from arimage.errors import DataError, UsageError
 from arimage.initialization import initialize_folder
+from arimage.output import read_recipe
 from arimage.pipeline import load
 from arimage.training import state
 from arimage.training.batches import Example, StepBatches
@@ -230,6 +232,34 @@ def test_a_compiled_run_gives_the_losses_of_one_that_is_not(start: Path, assets:
     train(stage("autoregressive", start, assets, tmp_path / "compiled", compile=True, **settings))
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
     assert (tmp_path / "compiled" / "checkpoint" / "model_index.json").exists()
+
+
+@pytest.mark.parametrize("network", ["autoregressive", "decoder"])
+def test_checkpointing_activations_changes_no_loss(network: str, start: Path, assets: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 3, "evaluation": [], "save_every": 9}
+    train(stage(network, start, assets, tmp_path / "plain", **settings))
+    train(stage(network, start, assets, tmp_path / "saving", gradient_checkpointing=True, **settings))
+    assert losses(tmp_path / "saving") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+
+
+@pytest.mark.parametrize("network", ["autoregressive", "decoder"])
+def test_fixed_prompts_and_edits_are_drawn_into_files_and_the_tracker(
+    network: str, start: Path, assets: Path, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    samples = {"prompts": ["a red square", 'the word "OPEN"'], "edits": 1, "size": [64, 64], "steps": 2}
+    config = stage(
+        network, start, assets, tmp_path / "run", steps=4, sample_every=2, samples=samples, trackers=["tensorboard"]
+    )
+    train(config)
+    sheets = sorted((tmp_path / "run" / "samples").glob("*.png"))
+    assert [path.name for path in sheets] == ["step-00000002.png", "step-00000004.png"]
+    assert Image.open(sheets[0]).width >= 3 * 64
+    log = EventAccumulator(str(next((tmp_path / "run" / "logs").rglob("events*")).parent))
+    log.Reload()
+    assert "a red square" in log.Tags()["images"]
+    assert {"train/loss", "evaluation/loss"} <= set(log.Tags()["scalars"])
 
 
 # What the losses are
@@ -593,6 +623,13 @@ def test_adapters_learn_alone_and_are_merged_for_use(network: str, start: Path, 
     folder = run.run()
     assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     plain, merged = load(start, device="cpu"), load(start, device="cpu", lora=[folder])
+    with pytest.raises(SystemExit) as caught:
+        cli(["generate", "x", "--model", str(start), "--lora", str(folder), "--size", "64", "--steps", "1",
+             "-o", str(tmp_path / "x.png"), "--quiet"])  # fmt: skip
+    assert not caught.value.code
+    recipe = read_recipe(tmp_path / "x.png")
+    assert recipe is not None
+    assert recipe.weights_sha256 == merged.networks.weights_hash()
     assert plain.networks.weights_hash() != merged.networks.weights_hash()
     name = "transformer" if network == "decoder" else "autoregressive"
     trained = run.objective.transformer if network == "decoder" else run.objective.model
