@@ -362,6 +362,18 @@ def test_padded_glyphs_are_those_that_generation_encodes(start: Path) -> None:
     assert torch.allclose(one[mask], two[mask], atol=1e-5)
 
 
+def test_codes_that_look_alike_can_start_alike(start: Path, assets: Path, tmp_path: Path) -> None:
+    config = stage("decoder", start, assets, tmp_path, decoder={"codes_from_codebook": True})
+    objective: Any = build_objective(Checkpoint.open(start), config, CPU)
+    codebook = objective.helpers["tokenizer"].model.vqmodel.quantize.embedding.weight
+    with torch.no_grad():
+        codebook[7] = codebook[3] * 2
+    objective.prepare(None)
+    table = objective.transformer.prior_token_embedding.weight
+    assert torch.allclose(table[7], table[3], atol=1e-5)
+    assert not torch.allclose(table[7], table[4], atol=0.1)
+
+
 # Schedules, freezing, averages
 
 

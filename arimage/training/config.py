@@ -127,6 +127,8 @@ class DecoderTraining(_Strict):
         corrupt: share of samples whose visual tokens are corrupted; of those, up to ``corrupt_share`` of the tokens
             become random codes.
         train_glyph_encoder: learn the glyph encoder too.
+        codes_from_codebook: begin with embeddings of the visual tokens that are a projection of the codebook, so that
+            codes that look alike start alike; for a decoder that is not trained yet.
     """
 
     noise_mean: float = 0.0
@@ -138,6 +140,7 @@ class DecoderTraining(_Strict):
     corrupt: float = Field(0.3, ge=0, le=1)
     corrupt_share: float = Field(0.2, ge=0, le=1)
     train_glyph_encoder: bool = True
+    codes_from_codebook: bool = False
 
 
 class LoraConfig(_Strict):

@@ -75,6 +75,21 @@ class DecoderObjective(Objective):
             self.glyph_encoder.eval()
         return self
 
+    @torch.no_grad()
+    def prepare(self, batches: Any) -> None:
+        """Give visual tokens embeddings that are as alike as their codes."""
+        if not self.settings.codes_from_codebook:
+            return
+        quantizer = self.helpers["tokenizer"].model.vqmodel
+        codes = quantizer.embed(torch.arange(self.codes, device=self.device)).cpu()
+        features = quantizer.post_quant_conv.cpu()(codes[:, :, None, None])[:, :, 0, 0]
+        quantizer.post_quant_conv.to(self.device)
+        features = (features - features.mean(dim=0)) / features.std(dim=0).clamp(min=1e-6)
+        table = self.transformer.prior_token_embedding.weight
+        stream = torch.Generator().manual_seed(self.config.seed)
+        mixing = torch.randn(features.shape[1], table.shape[1], generator=stream) / features.shape[1] ** 0.5
+        table.copy_(features @ mixing)
+
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         encoded = [example.record for example in examples if isinstance(example.record, EncodedRecord)]
         if encoded:
