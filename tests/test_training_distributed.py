@@ -43,6 +43,11 @@ def by_two(config: TrainConfig, file: Path, sharded: bool) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def weights(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    state = getattr(checkpoint, name)(device=CPU, dtype=torch.float32).state_dict()
+    return torch.cat([value.flatten() for _, value in sorted(state.items())])
+
+
 @pytest.mark.parametrize(
     ("network", "sharded"), [("decoder", False), ("decoder", True), ("autoregressive", True), ("autoencoder", False)]
 )
@@ -52,11 +57,12 @@ def test_two_processes_give_the_losses_and_the_checkpoint_of_one(network: str, s
     train(stage(network, place / "start", place / "assets", one, batch_size=4))
     by_two(stage(network, place / "start", place / "assets", two, batch_size=2), place / f"{two.name}.yaml", sharded)
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
-    whole, parts = (Checkpoint.open(path / "checkpoint") for path in (one, two))
+    whole, parts, before = (Checkpoint.open(path) for path in (one / "checkpoint", two / "checkpoint", place / "start"))
     assert whole.config.model_dump(exclude={"autoencoder"}) == parts.config.model_dump(exclude={"autoencoder"})
-    for name in ("transformer", "autoregressive", "glyph_encoder"):
-        first, second = (getattr(c, name)(device=CPU, dtype=torch.float32).state_dict() for c in (whole, parts))
-        assert all(torch.allclose(first[key], second[key], atol=2e-4) for key in first)
+    for name in ("transformer", "autoregressive", "glyph_encoder", "autoencoder"):
+        first, second, start = (weights(checkpoint, name) for checkpoint in (whole, parts, before))
+        # Adam divides by the gradient's own size, so a weight whose gradient is all rounding may go either way.
+        assert torch.linalg.vector_norm(first - second) <= 5e-3 * torch.linalg.vector_norm(first - start)
 
 
 def test_one_process_goes_on_from_what_two_sharded_ones_saved(place: Path) -> None:
