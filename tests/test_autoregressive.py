@@ -277,3 +277,15 @@ def test_flash_attention_gets_the_same_rows(monkeypatch):
     monkeypatch.setattr(attention, "flash_serves", lambda query: True)
     assert torch.allclose(attention.causal_attention(query, key, value), whole, atol=1e-6)
     assert torch.allclose(attention.packed_causal_attention(query, key, value, [3, 4]), packed, atol=1e-6)
+
+
+def test_matrix_products_train_as_the_fused_kernel_does() -> None:
+    query = torch.randn(2, 20, 4, 16, requires_grad=True)
+    key, value = (torch.randn(2, 20, 2, 16, requires_grad=True) for _ in range(2))
+    fused = attention.causal_attention(query, key, value)
+    found = attention.causal_attention(query.bfloat16(), key.bfloat16(), value.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), fused, atol=0.03)
+    parts = (query, key, value)
+    true, near = (torch.autograd.grad(made.float().square().sum(), parts) for made in (fused, found))
+    assert all(torch.linalg.vector_norm(a - b) < 0.02 * torch.linalg.vector_norm(a) for a, b in zip(true, near))

@@ -182,3 +182,19 @@ def test_flash_attention_gets_the_visible_keys(monkeypatch):
     monkeypatch.setattr(attention, "flash_serves", lambda query: True)
     assert torch.allclose(attention.joint_attention(query, key, value), whole, atol=1e-6)
     assert torch.allclose(attention.joint_attention(query, key, value, visible), masked, atol=1e-6)
+
+
+def test_matrix_products_train_as_the_fused_kernel_does() -> None:
+    parts = [torch.randn(2, 20, 4, 16, requires_grad=True) for _ in range(3)]
+    visible = torch.rand(2, 20) > 0.3
+    visible[:, 0] = True
+    for mask in (None, visible):
+        fused = attention.joint_attention(*parts, mask)
+        halves = [part.bfloat16() for part in parts]
+        assert attention.matmul_serves(*halves[:2])
+        assert not attention.matmul_serves(*parts[:2])
+        found = attention.joint_attention(*halves, mask)
+        assert found.dtype == torch.bfloat16
+        assert torch.allclose(found.float(), fused, atol=0.03)
+        true, near = (torch.autograd.grad(made.float().square().sum(), parts) for made in (fused, found))
+        assert all(torch.linalg.vector_norm(a - b) < 0.02 * torch.linalg.vector_norm(a) for a, b in zip(true, near))

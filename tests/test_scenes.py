@@ -327,3 +327,16 @@ def test_wrong_usage_of_the_commands(tmp_path: Path, folder: Path) -> None:
         _records(str(folder), 1, 0, ["fly"], 128)
     with pytest.raises(UsageError, match="multiple of 32"):
         _records(str(folder), 1, 0, None, 100)
+
+
+@pytest.mark.parametrize("size", [(256, 256), (512, 256)])
+def test_on_a_grid_subjects_fill_whole_cells(assets: Assets, size: tuple[int, int]) -> None:
+    made = scenes(assets, sizes=(size,), cells=8)
+    for index in range(40):
+        facts = made[index].truth
+        for scene in (facts, *facts.get("sources", [])):  # type: ignore[misc]
+            for subject in scene["spec"]["subjects"]:
+                side = subject["size"] * 8
+                assert side in (2, 4, 6)
+                corner = (subject["x"] * size[0] / 32 - side / 2, subject["y"] * size[1] / 32 - side / 2)
+                assert all(abs(value - round(value)) < 1e-6 and value >= 0 for value in corner), corner

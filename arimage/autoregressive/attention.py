@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from decoder.attention import matmul_attention, matmul_serves
+
 try:
     from flash_attn import flash_attn_func, flash_attn_varlen_func
 except ImportError:
@@ -35,10 +37,12 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     if flash_serves(query):
         return flash_attn_func(query, key, value, causal=True)
-    attended = F.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True, enable_gqa=True
-    )
-    return attended.transpose(1, 2)
+    by_head = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    if matmul_serves(query, key):
+        keys, values = (part.repeat_interleave(query.shape[2] // key.shape[2], dim=1) for part in by_head[1:])
+        visible = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool).tril()
+        return matmul_attention(by_head[0], keys, values, visible).transpose(1, 2)
+    return F.scaled_dot_product_attention(*by_head, is_causal=True, enable_gqa=True).transpose(1, 2)
 
 
 def packed_causal_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -7,7 +7,7 @@ A record is a pure function of the settings and its index: the data set needs no
 part of it.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from random import Random
 
 from PIL import Image, ImageDraw
@@ -67,6 +67,7 @@ class Scenes:
         spec = self.composer.until(
             random, lambda random: self.composer.picture(random, task, size), self.composer.allowed
         )
+        spec = self.composer.aligned(spec)
         drawn = draw(spec, self.assets)
         told = captions(spec, self.assets, random, self.settings.styles_named)
         grade = rating(spec, drawn, self.assets)
@@ -74,6 +75,8 @@ class Scenes:
 
     def _edit(self, random: Random, task: str, size: tuple[int, int]) -> Record:
         edit = self.editor.make(random, task, size)
+        aligned = self.composer.aligned
+        edit = replace(edit, sources=tuple(aligned(spec) for spec in edit.sources), target=aligned(edit.target))
         drawn = draw(edit.target, self.assets)
         sources = [draw(spec, self.assets) for spec in edit.sources]
         mask = None

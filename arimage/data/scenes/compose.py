@@ -1,5 +1,6 @@
 """Random scenes: which subjects, colours, places and texts come together."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -148,7 +149,7 @@ class Composer:
             size,
             place,
             word,
-            flipped=random.random() < 0.2 and animal,
+            flipped=random.random() < self.settings.flips and animal,
         )
 
     def words(self, language: str) -> tuple[str, ...]:
@@ -234,6 +235,20 @@ class Composer:
         reach = (height / 2 + (PADDING if lettering.holder != "none" else 0.1) * letters + 2) / spec.height
         return replace(lettering, y=min(max(lettering.y, min(0.5, reach)), max(0.5, 1 - reach)))
 
+    def aligned(self, spec: SceneSpec) -> SceneSpec:
+        """The scene with its parts on the settings' grid, so that like parts make like visual tokens."""
+        cells = self.settings.cells
+        if cells is None:
+            return spec
+        subjects = tuple(_on_grid(subject, spec, cells) for subject in spec.subjects)
+        lettering = spec.lettering
+        if lettering is not None:
+            height = max(1, math.floor(2 * lettering.height * cells + 1e-6)) / (2 * cells)
+            rows = 2 * cells * spec.height / spec.short
+            y = (math.ceil(lettering.y * rows) if lettering.y < 0.5 else math.floor(lettering.y * rows)) / rows
+            lettering = replace(lettering, height=height, y=y)
+        return replace(spec, subjects=subjects, lettering=lettering)
+
     # Whole pictures
 
     def picture(self, random: Random, task: str, size: tuple[int, int]) -> SceneSpec:
@@ -285,6 +300,16 @@ class Composer:
             4: ((0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73)),
         }[count]
         return tuple(replace(one, x=x, y=y, size=size) for x, y in spots)
+
+
+def _on_grid(subject: Subject, spec: SceneSpec, cells: int) -> Subject:
+    side = 6 if subject.scale == "large" else min(6, max(2, 2 * round(subject.size * cells / 2)))
+    places = []
+    for centre, length in ((subject.x, spec.width), (subject.y, spec.height)):
+        along = cells * length / spec.short
+        first = min(max(0, round(centre * along - side / 2)), math.floor(along) - side)
+        places.append((first + side / 2) / along)
+    return replace(subject, x=places[0], y=places[1], size=side / cells)
 
 
 def nameable(concept: Concept) -> bool:

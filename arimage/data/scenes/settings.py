@@ -35,6 +35,9 @@ class SceneSettings(BaseModel):
         styles_named: share of captions that say the style.
         jitter: how far a drawn tone may be from the named colour, in sRGB steps.
         fonts: how many faces a script, or all.
+        flips: share of animals that are mirrored.
+        cells: subjects fill squares of 2, 4 or 6 cells of a grid of so many along the short side, and letters are so
+            many halves of a cell high; None places everything freely.
         minimum_rating: scenes below are drawn again.
         split: ``train`` leaves out what is held out; ``evaluation`` shows it.
         held: what every evaluation scene must have that training never saw; None mixes freely.
@@ -59,6 +62,8 @@ class SceneSettings(BaseModel):
     styles_named: float = Field(0.6, ge=0, le=1)
     jitter: int = Field(6, ge=0, le=20)
     fonts: int | None = Field(None, ge=1)
+    flips: float = Field(0.2, ge=0, le=1)
+    cells: int | None = Field(None, ge=8, le=32)
     minimum_rating: int = Field(1, ge=1, le=5)
     split: Split = "train"
     held: Held | None = None
