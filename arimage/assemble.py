@@ -20,13 +20,20 @@ PARTS: dict[str, tuple[Component, tuple[str, ...]]] = {
 
 
 def assemble(
-    base: str | Path, parts: Mapping[str, str | Path], path: str | Path, dtype: torch.dtype = torch.bfloat16
+    base: str | Path,
+    parts: Mapping[str, str | Path],
+    path: str | Path,
+    dtype: torch.dtype = torch.bfloat16,
+    name: str | None = None,
+    sampling: Mapping[str, float] | None = None,
 ) -> Path:
     """Write a folder like ``base`` with some networks taken from other folders.
 
     Args:
         parts: folders by network: ``semantic_tokenizer``, ``autoregressive``, ``transformer``, ``glyph_encoder``,
             ``autoencoder`` (with its latents' statistics).
+        name: what to call the model; that of ``base`` by default.
+        sampling: how its tokens are best drawn; as ``base`` says by default.
 
     Raises:
         UsageError: a network is not known.
@@ -45,4 +52,4 @@ def assemble(
         states.setdefault(component, {}).update(weights.read({name: name for name in names}))
         if part == "autoencoder":
             config = config.model_copy(update={"autoencoder": other.config.autoencoder})
-    return update_checkpoint(checkpoint, path, states, dtype=dtype, config=config)
+    return update_checkpoint(checkpoint, path, states, dtype=dtype, config=config, name=name, sampling=sampling)

@@ -19,7 +19,8 @@ DEFAULT_CORPUS = (
     "猫 狗 狐狸 鸟 鱼 树 花 房子 汽车",
     "太阳 月亮 星星 心 苹果 写着“你好”的牌子 两个 三个 把背景改成 替换 添加 去掉 文字",
 )
-PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+# Capitals, Chinese characters and digits stand alone: a text that is to be drawn is spelt out, character by character.
+PATTERN = r" ?\p{Lu}?\p{Ll}+| ?\p{Lu}|\p{Han}|\p{N}|\p{L}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+"
 
 
 def train_tokenizer(corpus: Iterable[str], vision_words: int, rows: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from arimage.autoregressive.model import AutoregressiveModel
 from arimage.configuration import ModelConfig, read_folder, read_json
-from arimage.errors import CheckpointError
+from arimage.errors import CheckpointError, nearest
 from arimage.text_tokenizer import TextTokenizer, read_text_tokenizer
 from arimage.weights import WeightFiles, fill
 from decoder.autoencoder import Autoencoder
@@ -51,6 +51,7 @@ WEIGHT_NAMES = {
 T5_ALIASES = {"encoder.embed_tokens.weight": "shared.weight"}
 OUR_KEY = "_arimage"
 MAX_SHARD_SIZE = "5GB"
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "token_guidance")
 
 
 class Checkpoint:
@@ -95,6 +96,21 @@ class Checkpoint:
     def name(self) -> str:
         """What to call the model: the folder says it, or it is the folder's own name."""
         return (self._index.get(OUR_KEY) or {}).get("name") or self.path.resolve().name
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """How this model's tokens are best drawn (``temperature``, ``top_p``, ...), where it differs from the format.
+
+        Raises:
+            CheckpointError: it names something else than the options of :class:`TokenSampling`.
+        """
+        given = dict((self._index.get(OUR_KEY) or {}).get("sampling") or {})
+        for option in given:
+            if option not in SAMPLING:
+                raise CheckpointError(
+                    f"{self.path / 'model_index.json'}: {OUR_KEY}.sampling names {option!r}{nearest(option, SAMPLING)}"
+                )
+        return given
 
     def text_tokenizer(self) -> TextTokenizer:
         """The tokenizer of prompts."""
@@ -177,6 +193,7 @@ def save_checkpoint(
     max_shard_size: int | str = MAX_SHARD_SIZE,
     random: bool = False,
     name: str | None = None,
+    sampling: Mapping[str, float] | None = None,
 ) -> Path:
     """Write a checkpoint folder that the unmodified ``GlmImagePipeline.from_pretrained`` opens.
 
@@ -187,13 +204,15 @@ def save_checkpoint(
         tokenizer: the contents of ``tokenizer.json``.
         random: the weights were never trained; pictures will say so.
         name: what to call the model.
+        sampling: how its tokens are best drawn, see :attr:`Checkpoint.sampling`.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape than the configuration says.
     """
     _check_states(config, states)
     with _replaced_when_whole(Path(path)) as folder:
-        index = {**MODEL_INDEX, OUR_KEY: {"name": name or Path(path).name, "random": random}}
+        ours: dict[str, Any] = {"name": name or Path(path).name, "random": random}
+        index = {**MODEL_INDEX, OUR_KEY: ours | ({"sampling": dict(sampling)} if sampling else {})}
         _write_json(folder / "model_index.json", index)
         placeholder = next(token["id"] for token in tokenizer["added_tokens"] if token["content"] == "<|image|>")
         for place, contents in _config_files(config, dtype, placeholder).items():
@@ -212,6 +231,8 @@ def update_checkpoint(
     dtype: torch.dtype = torch.bfloat16,
     random: bool = False,
     config: ModelConfig | None = None,
+    name: str | None = None,
+    sampling: Mapping[str, float] | None = None,
 ) -> Path:
     """Write a folder like ``source`` with some tensors replaced; the others are copied from it."""
     merged = {
@@ -220,7 +241,10 @@ def update_checkpoint(
     }
     tokenizer = source.text_tokenizer().definition
     config = config or source.config
-    return save_checkpoint(path, config, merged, tokenizer, dtype=dtype, random=random, name=source.name)
+    return save_checkpoint(
+        path, config, merged, tokenizer, dtype=dtype, random=random, name=name or source.name,
+        sampling=source.sampling if sampling is None else sampling,
+    )  # fmt: skip
 
 
 class _Lazy:

@@ -4,7 +4,7 @@ import io
 import os
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 import arimage
 from arimage.autoregressive.sampling import TokenSampling
 from arimage.canvas import Canvas, Margins, make_canvas
-from arimage.checkpoint import Checkpoint
+from arimage.checkpoint import SAMPLING, Checkpoint
 from arimage.embedded import embedded_folder
 from arimage.engine import Engine, EngineImage, ImageRequest, Preview, Progress, Settings
 from arimage.errors import Cancelled, UsageError, nearest
@@ -50,7 +50,7 @@ class Options(TypedDict, total=False):
         dynamic_thresholding: percentile in (0, 1] to which clean estimates are clipped.
         negative_text: text to keep from appearing.
         temperature, top_p, top_k, min_p, token_guidance: how visual tokens are drawn, see
-            :class:`arimage.TokenSampling`.
+            :class:`arimage.TokenSampling`; a checkpoint may bring defaults of its own.
         on_progress: called after every token and diffusion step.
         on_preview: called with cheap looks at the picture under way.
         cancel: when this event is set, the call ends with :class:`arimage.Cancelled`.
@@ -243,6 +243,12 @@ class ImagePipeline:
         }
         return self._run("edit", requests, opened, options, canvas, strength, extras)
 
+    def make(self, requests: Sequence[ImageRequest], **options: Unpack[Options]) -> list[EngineImage]:
+        """Run any mixture of requests in one call, without recipes; for programs that make many pictures."""
+        _, settings = _settings(options, 1.0, self.checkpoint.sampling)
+        self._check(requests, settings)
+        return self.engine.run(requests, settings)
+
     def _run(
         self,
         task: Literal["generate", "edit"],
@@ -253,7 +259,7 @@ class ImagePipeline:
         strength: float = 1.0,
         extras: dict[str, Any] | None = None,
     ) -> list[GeneratedImage]:
-        tier, settings = _settings(options, strength)
+        tier, settings = _settings(options, strength, self.checkpoint.sampling)
         self._check(requests, settings)
         cancel = options.get("cancel")
         on_progress, on_preview = options.get("on_progress"), options.get("on_preview")
@@ -339,7 +345,8 @@ def _numbered(prompts: Sequence[str], images_per_prompt: int, seed: int | None) 
     return [(text, seed + i) for i, text in enumerate(texts)]
 
 
-def _settings(options: Options, strength: float) -> tuple[Tier, Settings]:
+def _settings(options: Options, strength: float, sampling: Mapping[str, float]) -> tuple[Tier, Settings]:
+    """The settings that options ask for; the model's own way of drawing tokens where they say nothing."""
     for name in options:
         if name not in Options.__annotations__:
             hint = nearest(name, Options.__annotations__)
@@ -348,15 +355,10 @@ def _settings(options: Options, strength: float) -> tuple[Tier, Settings]:
     tier = options.get("tier", "lossless")
     if tier not in TIERS:
         raise UsageError(f"tier must be one of {', '.join(TIERS)}, got {tier!r}")
-    default = TokenSampling()
+    chosen = {**sampling, **{name: value for name, value in options.items() if name in SAMPLING}}
+    chosen["guidance"] = chosen.pop("token_guidance", TokenSampling().guidance)
     try:
-        tokens = TokenSampling(
-            temperature=options.get("temperature", default.temperature),
-            top_p=options.get("top_p", default.top_p),
-            top_k=options.get("top_k", default.top_k),
-            min_p=options.get("min_p", default.min_p),
-            guidance=options.get("token_guidance", default.guidance),
-        )
+        tokens = TokenSampling(**chosen)  # type: ignore[arg-type]
         return tier, Settings(
             steps=options.get("steps", TIERS[tier]["steps"]),
             guidance=options.get("guidance", TIERS[tier]["guidance"]),

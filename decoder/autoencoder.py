@@ -40,6 +40,8 @@ class Autoencoder(nn.Module):
     def device(self) -> torch.device:
         return self.network.device
 
+    # Convolutions run channels last: twice as fast on CPUs, and what GPUs want in half precision.
+
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] to (B, C, H/8, W/8), the mode of the posterior, normalised, fp32.
 
@@ -50,7 +52,8 @@ class Autoencoder(nn.Module):
         if min(height, width) < PIXELS_PER_LATENT or height % PIXELS_PER_LATENT or width % PIXELS_PER_LATENT:
             raise ValueError(f"the autoencoder takes sides that are multiples of 8, not {height}x{width}")
         self._tile(height * width)
-        latents = self.network.encode(pixels.to(self.device, self.dtype)).latent_dist.mode().float()
+        values = pixels.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
+        latents = self.network.encode(values).latent_dist.mode().float().contiguous()
         return (latents - self._column(self._mean, latents)) / self._column(self._std, latents)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -58,7 +61,8 @@ class Autoencoder(nn.Module):
         height, width = latents.shape[-2:]
         self._tile(height * width * PIXELS_PER_LATENT**2)
         latents = latents.float() * self._column(self._std, latents) + self._column(self._mean, latents)
-        return self.network.decode(latents.to(self.device, self.dtype)).sample.float().clamp(-1, 1)
+        values = latents.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
+        return self.network.decode(values).sample.float().clamp(-1, 1).contiguous()
 
     def _tile(self, pixels: int) -> None:
         if pixels <= self.tiled_above:

@@ -380,18 +380,18 @@ class DiffusionTransformer(nn.Module):
         Returns:
             The cache, or None when no row has a reference.
         """
-        encoded = [[self._encode_reference(*reference) for reference in row] for row in rows]
+        encoded = self._encode_each(rows)
         lengths = [sum(layers[0][0].shape[1] for layers in row) for row in encoded]
         longest = max(lengths, default=0)
         if longest == 0:
             return None
-        heads = (self.config.num_attention_heads, self.config.attention_head_dim)
+        like = next(layers[0][0] for row in encoded for layers in row)
 
         def joined(layer: int, part: int) -> Tensor:
             padded = []
             for row, length in zip(encoded, lengths):
                 kept = [layers[layer][part] for layers in row]
-                padding = torch.zeros(1, longest - length, *heads, device=self.device, dtype=self.dtype)
+                padding = like.new_zeros(1, longest - length, *like.shape[2:])
                 padded.append(torch.cat([*kept, padding], dim=1))
             return torch.cat(padded)
 
@@ -401,9 +401,23 @@ class DiffusionTransformer(nn.Module):
         columns = torch.arange(longest, device=self.device)
         return ReferenceCache(layers, columns < torch.tensor(lengths, device=self.device)[:, None])
 
-    def _encode_reference(self, latents: Tensor, codes: Tensor) -> list[KeyValue]:
-        latents, codes = latents[None].to(self.device, self.dtype), codes[None].to(self.device)
-        no_glyphs = latents.new_zeros(1, 0, self.config.text_embed_dim)
+    def _encode_each(self, rows: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> list[list[list[KeyValue]]]:
+        """The keys and values of each reference of each row; those of one size go through the network together."""
+        places: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for row, references in enumerate(rows):
+            for column, (latents, _) in enumerate(references):
+                places.setdefault(tuple(latents.shape), []).append((row, column))
+        encoded: list[list[list[KeyValue]]] = [[[] for _ in row] for row in rows]
+        for alike in places.values():
+            latents, codes = (torch.stack(part) for part in zip(*(rows[row][column] for row, column in alike)))
+            layers = self._encode_references(latents, codes)
+            for index, (row, column) in enumerate(alike):
+                encoded[row][column] = [(key[index : index + 1], value[index : index + 1]) for key, value in layers]
+        return encoded
+
+    def _encode_references(self, latents: Tensor, codes: Tensor) -> list[KeyValue]:
+        latents, codes = latents.to(self.device, self.dtype), codes.to(self.device)
+        no_glyphs = latents.new_zeros(len(latents), 0, self.config.text_embed_dim)
         size = torch.tensor([latents.shape[-2:]], device=self.device) * PIXELS_PER_LATENT
         modulation = self.modulate(torch.zeros(1, device=self.device), size)
         kept: list[KeyValue] = []

@@ -9,11 +9,13 @@ from diffusers import AutoencoderKL, GlmImageTransformer2DModel
 from safetensors.torch import load_file, save_file
 from transformers import GlmImageConfig, GlmImageForConditionalGeneration, T5Config, T5EncoderModel
 
+from arimage.assemble import assemble
 from arimage.checkpoint import COMPONENTS, Checkpoint, meta_networks, save_checkpoint, update_checkpoint
 from arimage.configuration import ModelConfig, load_yaml
 from arimage.errors import CheckpointError
 from arimage.information import network_sizes
 from arimage.initialization import initialize_folder
+from arimage.pipeline import load
 from tests.tiny_checkpoint import CONFIG, tiny_folder, tiny_states, tiny_tokenizer
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
@@ -296,3 +298,21 @@ def test_sizes_are_those_that_the_configurations_promise():
     assert total["nano"] <= 20e6
     assert 0.9e9 < total["base"] < 1.1e9
     assert 17e9 < total["glm-image-9b"] < 18e9
+
+
+def test_a_folder_may_say_how_its_tokens_are_best_drawn(tmp_path):
+    """The model's own sampling stands where a call says nothing; a wrong name is an error that names the file."""
+    source = tiny_folder(tmp_path / "plain")
+    assert Checkpoint.open(source).sampling == {}
+    path = assemble(source, {}, tmp_path / "own", name="own", sampling={"temperature": 0.5, "token_guidance": 2.0})
+    assert Checkpoint.open(path).name == "own"
+    pipeline = load(path)
+    made = pipeline.generate("a", size=64, steps=1, seed=1)[0].recipe.settings
+    assert (made["temperature"], made["token_guidance"], made["top_p"]) == (0.5, 2.0, 0.75)
+    asked = pipeline.generate("a", size=64, steps=1, seed=1, temperature=0)[0].recipe.settings
+    assert asked["temperature"] == 0
+    index = json.loads((path / "model_index.json").read_text())
+    index["_arimage"]["sampling"] = {"temprature": 1}
+    (path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"model_index.json.*temprature.*temperature"):
+        load(path).generate("a", size=64, steps=1)

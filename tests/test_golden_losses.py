@@ -37,7 +37,7 @@ def first_losses(name: str, folder: Path) -> list[float]:
         "batch_size": BATCH.get(name, 2),
         "steps": STEPS[name], "precision": '"no"', "log_every": 1, "evaluation": "[]", "trackers": "[]",
         "sample_every": 999, "accumulation": 1, "warmup": 2, "scenes.groups": "[]", "scenes.minimum_rating": 1,
-        "scenes.concepts": 12, "autoencoder.crop": 64,
+        "scenes.concepts": 12, "scenes.fonts": "null", "autoencoder.crop": 64,
     }  # fmt: skip
     overrides = [f"{key}={value}" for key, value in settings.items()]
     stage = load_yaml(ROOT / "configs" / "nano" / f"{name}.yaml", TrainConfig, overrides)

@@ -329,9 +329,12 @@ def test_wrong_usage_of_the_commands(tmp_path: Path, folder: Path) -> None:
         _records(str(folder), 1, 0, None, 100)
 
 
+IN_CELLS = {"english_letters": 8, "phrases": 0.0, "digits": 0.0}
+
+
 @pytest.mark.parametrize("size", [(256, 256), (512, 256)])
 def test_on_a_grid_subjects_fill_whole_cells(assets: Assets, size: tuple[int, int]) -> None:
-    made = scenes(assets, sizes=(size,), cells=8)
+    made = scenes(assets, sizes=(size,), cells=8, **IN_CELLS)
     for index in range(40):
         facts = made[index].truth
         for scene in (facts, *facts.get("sources", [])):  # type: ignore[misc]
@@ -340,3 +343,35 @@ def test_on_a_grid_subjects_fill_whole_cells(assets: Assets, size: tuple[int, in
                 assert side in (2, 4, 6)
                 corner = (subject["x"] * size[0] / 32 - side / 2, subject["y"] * size[1] / 32 - side / 2)
                 assert all(abs(value - round(value)) < 1e-6 and value >= 0 for value in corner), corner
+
+
+@pytest.mark.parametrize("size", [(256, 256), (512, 256)])
+def test_on_a_grid_each_character_has_its_own_cell(assets: Assets, size: tuple[int, int]) -> None:
+    made = scenes(assets, "typography", sizes=(size,), cells=8, patterns=0.0, plain_ink=True, capitals=True, **IN_CELLS)
+    for index in range(20):
+        record = made[index]
+        text = record.truth["spec"]["lettering"]  # type: ignore[index]
+        left, top, right, bottom = record.truth["text"]  # type: ignore[misc]
+        assert (left % 32, top % 32, bottom - top) == (0, 0, 32)
+        assert right - left == 32 * len(text["text"])
+        assert text["text"] == text["text"].upper()
+        assert text["color"]["name"] in ("black", "white")
+        for cell in range(len(text["text"])):
+            drawn = record.image.crop((left + 32 * cell, top, left + 32 * cell + 32, bottom))
+            assert len(drawn.getcolors(1024) or []) > 1, "every cell shows its character"
+
+
+def test_texts_stand_on_the_grounds_that_are_asked_for(assets: Assets) -> None:
+    made = scenes(assets, "typography", grounds=("white", "navy"), patterns=0.0)
+    for index in range(30):
+        spec = made[index].truth["spec"]  # type: ignore[index]
+        holder = spec["lettering"]["holder_color"]
+        ground = spec["background"]["first"] if spec["lettering"]["holder"] == "none" else holder
+        assert ground["name"] in ("white", "navy") or spec["lettering"]["holder"] == "banner"
+
+
+def test_words_longer_than_the_grid_are_refused() -> None:
+    with pytest.raises(ValueError, match="longer than the grid"):
+        SceneSettings(cells=8, english_letters=9, phrases=0)
+    with pytest.raises(ValueError, match="set phrases to 0"):
+        SceneSettings(cells=8, english_letters=8)

@@ -10,6 +10,7 @@ from itertools import accumulate
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from decoder.attention import matmul_attention, matmul_serves
 
@@ -59,8 +60,9 @@ def packed_causal_attention(query: Tensor, key: Tensor, value: Tensor, lengths: 
         longest = max(lengths)
         attended = flash_attn_varlen_func(query[0], key[0], value[0], ends, ends, longest, longest, causal=True)
         return attended[None]
-    parts = zip(*(tensor.split(list(lengths), dim=1) for tensor in (query, key, value)))
-    return torch.cat([causal_attention(*part) for part in parts], dim=1)
+    rows = [pad_sequence(tensor[0].split(list(lengths)), batch_first=True) for tensor in (query, key, value)]
+    attended = causal_attention(rows[0], rows[1], rows[2])
+    return torch.cat([row[:length] for row, length in zip(attended, lengths)])[None]
 
 
 def step_attention(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:

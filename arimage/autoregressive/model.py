@@ -44,7 +44,8 @@ def rotate(heads: Tensor, by: Rotation) -> Tensor:
     cos, sin = by
     turned, kept = heads[..., : cos.shape[-1]], heads[..., cos.shape[-1] :]
     first, second = turned.chunk(2, dim=-1)
-    return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, kept], dim=-1)
+    rotated = turned * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([rotated.to(heads.dtype), kept], dim=-1)
 
 
 class RMSNorm(nn.Module):

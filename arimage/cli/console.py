@@ -33,6 +33,16 @@ class Console:
                 f"note: {pipeline.checkpoint.name} was never trained: its pictures are noise, and their recipes say so"
             )
 
+    def note_domain(self, pipeline: "ImagePipeline", prompts: list[str], *, editing: bool = False) -> None:
+        """Say gently when a prompt is about something that a small model was not taught."""
+        from arimage.domain import Domain
+
+        domain = Domain.read(pipeline.checkpoint.path)
+        if domain is not None:
+            notes = [note for prompt in prompts for note in domain.notes(prompt, editing=editing)]
+            for note in dict.fromkeys(notes):
+                self.note(f"note: {note}")
+
     @contextmanager
     def progress(self) -> "Iterator[ProgressDisplay]":
         """A display for one call: bars on a terminal, plain lines elsewhere."""

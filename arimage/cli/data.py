@@ -179,6 +179,28 @@ def captions(
     print(f"{output}: {len(lines)} captions")
 
 
+@app.command("domain")
+def domain(
+    config: Annotated[Path, typer.Argument(help="An evaluation, for example configs/nano/evaluate.yaml.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path("domain.json"),
+) -> None:
+    """Write down what a small model is taught; in its checkpoint folder it lets the commands say when a prompt is not.
+
+    arimage data domain configs/nano/evaluate.yaml -o arimage/models/nano/domain.json
+    """
+    from arimage.configuration import load_yaml
+    from arimage.data.assets import Assets
+    from arimage.domain import domain_of
+    from arimage.evaluation.config import EvaluateConfig
+    from arimage.output import write_whole
+
+    wanted = load_yaml(config, EvaluateConfig, [])
+    scenes = next(iter(wanted.groups.values())).scenes
+    made = domain_of(scenes, Assets.open(wanted.assets))
+    write_whole(output, (made.model_dump_json() + "\n").encode())
+    print(f"{output}: {len(made.subjects)} subjects, {len(made.characters)} Chinese characters")
+
+
 def _records(source: str, count: int, first: int, tasks: list[str] | None, size: int) -> "tuple[list[Record], Any]":
     """Records of a stage, of scenes, or of people's own data; and fonts for their captions."""
     from arimage.data.assets import SPRITES, Assets

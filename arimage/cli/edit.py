@@ -81,6 +81,8 @@ def edit(
 
     pipeline = load(model, device=device, dtype=dtype, placement=placement, lora=lora or ())  # type: ignore[arg-type]
     console.warn_of_random_weights(pipeline)
+    if prompt:
+        console.note_domain(pipeline, [prompt], editing=True)
     chosen = options.given(
         tier=tier,
         steps=steps,

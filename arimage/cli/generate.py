@@ -68,6 +68,7 @@ def generate(
 
     pipeline = load(model, device=device, dtype=dtype, placement=placement, lora=lora or ())  # type: ignore[arg-type]
     console.warn_of_random_weights(pipeline)
+    console.note_domain(pipeline, prompts, editing=bool(reference))
     chosen = options.given(
         tier=tier,
         steps=steps,

@@ -8,6 +8,7 @@ import typer
 
 from arimage.cli import data as data_commands
 from arimage.cli import edit as edit_command
+from arimage.cli import evaluate as evaluate_command
 from arimage.cli import generate as generate_command
 from arimage.cli import model as model_commands
 from arimage.cli import provenance
@@ -34,6 +35,7 @@ app.add_typer(data_commands.app, name="data")
 app.command("train")(train_commands.train)
 app.command("prepare")(train_commands.prepare)
 app.command("plan")(train_commands.plan)
+app.command("evaluate")(evaluate_command.evaluate)
 
 
 def _version(wanted: bool) -> None:

@@ -65,6 +65,11 @@ def assemble(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write; it must not exist.")],
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "bfloat16",
+    name: Annotated[str | None, typer.Option("--name", help="What to call the model.")] = None,
+    sampling: Annotated[
+        list[str] | None,
+        typer.Option("--sampling", help="How its tokens are best drawn: temperature=0.7; may be repeated."),
+    ] = None,
 ) -> None:
     """Put networks that were trained side by side into one checkpoint folder.
 
@@ -85,7 +90,28 @@ def assemble(
         if not separator:
             raise UsageError(f"{part!r} must be network=FOLDER")
         chosen[network] = folder
-    print(run(base, chosen, output, getattr(torch, dtype)))
+    print(run(base, chosen, output, getattr(torch, dtype), name, _sampling(sampling or [])))
+
+
+def _sampling(given: list[str]) -> dict[str, float] | None:
+    """``name=value`` of each, as numbers.
+
+    Raises:
+        UsageError: a name or a value is wrong.
+    """
+    from arimage.checkpoint import SAMPLING
+    from arimage.errors import UsageError, nearest
+
+    found: dict[str, float] = {}
+    for text in given:
+        option, _, value = text.partition("=")
+        if option not in SAMPLING:
+            raise UsageError(f"--sampling: there is no {option!r}{nearest(option, SAMPLING)}")
+        try:
+            found[option] = int(value) if option == "top_k" else float(value)
+        except ValueError:
+            raise UsageError(f"--sampling: {option} must be a number, got {value!r}") from None
+    return found or None
 
 
 def info(

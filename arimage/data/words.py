@@ -72,9 +72,9 @@ def read_words(path: Path | None) -> dict[str, tuple[str, ...]]:
         raise DataError(f"{path} is no word list: {error}") from None
 
 
-def draw_word(random: Random, words: tuple[str, ...]) -> str:
-    """Half of the draws follow Zipf's law, half are even: frequent words are learnt well, rare ones are seen."""
-    if random.random() < 0.5:
+def draw_word(random: Random, words: tuple[str, ...], zipf: float = 0.5) -> str:
+    """A share of the draws follows Zipf's law, the others are even: frequent words are learnt well, rare ones seen."""
+    if random.random() < 1 - zipf:
         return words[random.randrange(len(words))]
     return words[min(int(len(words) ** random.random()), len(words) - 1)]
 

@@ -62,9 +62,13 @@ class TokenizerTraining(_Strict):
     Attributes:
         frozen_encoder: train the quantiser alone, on the features of the encoder as it is.
         pixels, contrast, commitment, features: weights of the losses; ``features`` counts with a frozen encoder.
+        characters: weight of reading, from its code alone, the character that stands in a cell of a scene's text
+            (scenes whose texts stand in cells), so that texts are spelt by their visual tokens.
         decoder_layers, decoder_size: of the throw-away pixel decoder.
         text_layers: of the small text tower.
         decay, dead_below: of the codebook's moving averages; codes used less often are replaced.
+        most_per_code: so many tokens of a batch at most move one code, so that flat backgrounds, which are most of
+            all tokens, do not take the codebook for themselves; None lets all.
         rotation_trick: pass gradients through the quantiser by rotation (Fifty et al. 2024, arXiv:2410.06424).
     """
 
@@ -73,11 +77,13 @@ class TokenizerTraining(_Strict):
     contrast: float = Field(0.1, ge=0)
     commitment: float = Field(0.25, ge=0)
     features: float = Field(1.0, ge=0)
+    characters: float = Field(0.0, ge=0)
     decoder_layers: int = Field(2, ge=1)
     decoder_size: int = Field(192, ge=8)
     text_layers: int = Field(2, ge=1)
     decay: float = Field(0.95, gt=0, lt=1)
     dead_below: float = Field(0.2, ge=0)
+    most_per_code: int | None = Field(None, ge=1)
     rotation_trick: bool = True
 
 
@@ -177,6 +183,7 @@ class TrainConfig(_Strict):
         steps: optimiser steps.
         batch_size: samples of a process and micro-batch; ``accumulation`` micro-batches make a step.
         learning_rate, schedule, warmup, final_share: cosine to ``final_share`` of the rate, linear to it, or constant.
+        muon: patterns of the names of matrices that learn by Muon instead of AdamW.
         clip: largest gradient norm.
         compile: compile the blocks of the networks (``torch.compile``).
         ema: decay of the weights' moving average, which is what is evaluated and exported; None is none.
@@ -202,6 +209,7 @@ class TrainConfig(_Strict):
     final_share: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
+    muon: tuple[str, ...] = ()
     clip: float = Field(1.0, gt=0)
     ema: float | None = Field(0.999, ge=0, lt=1)
     precision: Literal["no", "bf16", "fp16"] = "no"

@@ -146,7 +146,7 @@ class DecoderObjective(Objective):
         texts = [[] if dropped else row for row, dropped in zip(batch["glyphs"], no_glyphs.tolist())]
         glyphs, mask = self._glyphs(texts)
         kept = [[] if dropped else row for row, dropped in zip(references, no_references.tolist())]
-        silent = self._even_out(sum(len(row) for row in kept), latents)
+        silent = self._even_out(len({part.shape for row in kept for part, _ in row}), latents)
         size = torch.tensor([[height * 8, width * 8]], device=latents.device).expand(count, -1)
         velocity = self.transformer(
             (1 - level) * latents + level * noise,
@@ -166,7 +166,7 @@ class DecoderObjective(Objective):
         return parts
 
     def _even_out(self, count: int, latents: Tensor) -> Tensor | float:
-        """Encode blank references until every process has encoded as many, and return a zero that depends on them.
+        """Encode blank references until every process has made as many passes; a zero that depends on them.
 
         With sharded weights every pass through a block is an exchange between processes, so all must make as many.
         """

@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +35,7 @@ from arimage.training import state
 from arimage.training.batches import Batch, StepBatches, loader
 from arimage.training.config import TrainConfig
 from arimage.training.objective import Objective
+from arimage.training.optimizer import build_optimizer
 from arimage.training.progress import Progress
 
 STATES, SAMPLES, FINISHED = "states", "samples", "checkpoint"
@@ -124,6 +126,8 @@ class Run:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.main = self.accelerator.is_main_process
+        if self._by_deepspeed:
+            self._configure_deepspeed()
         self.checkpoint = Checkpoint.open(config.start)
         self.objective = build_objective(self.checkpoint, config, self.accelerator.device)
         if config.lora is not None:
@@ -171,15 +175,7 @@ class Run:
         if saved is None:
             self._seed(-1)
             self.objective.prepare(self.batches)
-        named = [(name, p) for name, p in self.objective.named_parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for _, p in named if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas
-        )
-        self.model, self.optimizer = self._prepared(optimizer)
+        self.model, self.optimizer = self._prepared()
         self.average = None if config.ema is None else state.Average(config.ema, self._trainable())
         if saved is not None:
             self._restore(saved)
@@ -187,7 +183,11 @@ class Run:
         if self.main and config.trackers:
             self.accelerator.init_trackers("run")
 
-    def _prepared(self, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+    def _optimizer(self) -> torch.optim.Optimizer:
+        named = [(name, p) for name, p in self.objective.named_parameters() if p.requires_grad]
+        return build_optimizer(named, self.config)
+
+    def _prepared(self) -> tuple[Any, Any]:
         """Networks and optimiser as accelerate spreads them; FSDP2 on CPUs, which it does not do, is done here."""
         if self.config.compile:
             for module in self.objective.modules():
@@ -196,7 +196,7 @@ class Run:
         wanted = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
         self.objective.sharded = wanted and self.accelerator.num_processes > 1
         if not (self.objective.sharded and self.accelerator.device.type == "cpu"):
-            return self.accelerator.prepare(self.objective, optimizer)
+            return self.accelerator.prepare(self.objective, self._optimizer())
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -205,11 +205,7 @@ class Run:
             if type(module).__name__ in SHARDED:
                 fully_shard(module, mesh=mesh)
         fully_shard(self.objective, mesh=mesh)
-        before = [dict(group) for group in optimizer.param_groups]
-        many = [p for p in self.objective.parameters() if p.requires_grad]
-        parts = ([p for p in many if p.ndim > 1], [p for p in many if p.ndim <= 1])
-        groups = [{**old, "params": part} for old, part in zip(before, [part for part in parts if part])]
-        return self.objective, self.accelerator.prepare_optimizer(torch.optim.AdamW(groups))
+        return self.objective, self.accelerator.prepare_optimizer(self._optimizer())
 
     def _trainable(self) -> dict[str, Tensor]:
         """Trainable parameters as they are now, by the objective's own names."""
@@ -298,7 +294,8 @@ class Run:
             last = micro == config.accumulation - 1
             with _nothing() if last else self._unsynchronised():
                 losses = self.model(self._moved(batch.tensors))
-                self.accelerator.backward(losses["loss"] / config.accumulation)
+                parts = 1 if self._by_deepspeed else config.accumulation  # DeepSpeed divides by itself
+                self.accelerator.backward(losses["loss"] / parts)
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + float(value.detach()) / config.accumulation
         norm = self.accelerator.clip_grad_norm_(self._learning_parameters(), config.clip)
@@ -319,6 +316,19 @@ class Run:
     def _by_deepspeed(self) -> bool:
         """DeepSpeed spreads the optimiser's state in its own, pickled format, which is neither written nor read."""
         return self.accelerator.distributed_type.value == "DEEPSPEED"
+
+    def _configure_deepspeed(self) -> None:
+        """Tell DeepSpeed what it would otherwise guess from a loader: its engine steps within ``backward``."""
+        if self.config.muon:
+            raise UsageError("muon needs whole matrices, and DeepSpeed flattens them: set muon=[], or use FSDP2")
+        plugin = self.accelerator.state.deepspeed_plugin
+        assert plugin is not None
+        plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": self.config.batch_size,
+            "gradient_accumulation_steps": self.config.accumulation,
+            "gradient_clipping": self.config.clip,
+            "zero_allow_untested_optimizer": True,
+        }
 
     def _unsynchronised(self) -> Any:
         return _nothing() if self.objective.sharded else self.accelerator.no_sync(self.model)
@@ -352,16 +362,17 @@ class Run:
         raise TrainingStopped(f"{what}; the batch is in {folder}. Set on_spike=skip to leave such steps out")
 
     def _keep_batches(self, batches: list[Batch]) -> Path:
-        """Save a bad step's tensors for inspection."""
+        """Save all tensors of a bad step for inspection, those in lists too, by their places."""
         from safetensors.torch import save_file
 
         folder = self.output / "spikes" / f"step-{self.step + 1:08d}-{self.accelerator.process_index}"
         folder.mkdir(parents=True, exist_ok=True)
         for number, batch in enumerate(batches):
-            flat = {name: value.contiguous() for name, value in batch.tensors.items() if isinstance(value, Tensor)}
-            save_file(flat, folder / f"batch-{number}.safetensors")
-            sources = [StepBatches.turn(self.batches, self.step * self.config.accumulation + number)]
-            (folder / f"batch-{number}.json").write_text(json.dumps({"source_and_draw": sources}) + "\n")
+            tensors, others = _flattened(batch.tensors)
+            save_file(tensors, folder / f"batch-{number}.safetensors")
+            source = self.batches.turn(self.step * self.config.accumulation + number)
+            about = {"source_and_draw": source, **others}
+            (folder / f"batch-{number}.json").write_text(json.dumps(about, ensure_ascii=False, default=str) + "\n")
         return folder
 
     def _seed(self, step: int) -> None:
@@ -535,6 +546,27 @@ class Run:
 @contextmanager
 def _nothing() -> Iterator[None]:
     yield
+
+
+def _flattened(values: Any, place: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and everything else, of nested containers by their places, as in ``references/0/1``."""
+    if isinstance(values, Tensor):
+        return {place: values.detach().cpu().contiguous()}, {}
+    if isinstance(values, Mapping):
+        parts = values.items()
+    elif isinstance(values, (list, tuple)):
+        parts = enumerate(values)  # type: ignore[assignment]
+    elif is_dataclass(values) and not isinstance(values, type):
+        parts = vars(values).items()
+    else:
+        return {}, {place: values}
+    tensors: dict[str, Tensor] = {}
+    others: dict[str, Any] = {}
+    for name, value in parts:
+        found, rest = _flattened(value, f"{place}/{name}" if place else str(name))
+        tensors |= found
+        others |= rest
+    return tensors, others
 
 
 def _copy_full(target: Tensor, full: Tensor) -> None:

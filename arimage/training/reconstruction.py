@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from arimage.evaluation import lpips
 from arimage.training.batches import Example
 from arimage.training.objective import picture, pixels
 
@@ -30,7 +31,7 @@ def reconstruction_figures(
         rebuild: (1, 3, H, W) in [-1, 1] to the same through the autoencoder.
 
     Returns:
-        ``picture_psnr`` in dB, ``ssim``, ``lpips`` where ``lpips`` is installed, and ``text_survival``: the share of
+        ``picture_psnr`` in dB, ``ssim``, ``lpips`` where its weights are installed, and ``text_survival``: the share of
         the scenes' texts that a reader still finds in their box among those that it finds in the true picture.
     """
     true = [pixels(example.pictured.image)[None].to(device) for example in examples]
@@ -43,11 +44,9 @@ def reconstruction_figures(
 
         values = [float(structural_similarity_index_measure(b, a, data_range=2.0)) for a, b in pairs]
         figures["ssim"] = sum(values) / len(values)
-    if installed("lpips"):
-        import lpips
-
-        distance = lpips.LPIPS(net="alex", verbose=False).to(device)
-        figures["lpips"] = sum(float(distance(a, b)) for a, b in pairs) / len(pairs)
+    if lpips.available():
+        distance = lpips.Lpips()
+        figures["lpips"] = sum(float(distance(a.cpu(), b.cpu())) for a, b in pairs) / len(pairs)
     if installed("rapidocr"):
         survival = _text_survival(examples, made)
         if survival is not None:

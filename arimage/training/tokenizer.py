@@ -23,6 +23,7 @@ from tokenizer.semantic_tokenizer import half_size_pixels
 
 MAX_CAPTION = 96
 TEMPERATURE = 0.07
+NO_CHARACTER = -100
 PREFIX = "model."
 
 
@@ -58,6 +59,8 @@ class TokenizerObjective(Objective):
             self.painter = Painter(hidden, settings.decoder_size, settings.decoder_layers, self.patch)
             self.text_tower = TextTower(checkpoint.config.text_model.vocab_size, hidden, settings.text_layers)
             self.image_head = nn.Linear(hidden, hidden, bias=False)
+            if settings.characters:
+                self.reader = nn.Linear(hidden, checkpoint.config.text_model.vocab_size)
             self.temperature = nn.Parameter(torch.tensor(math.log(1 / TEMPERATURE)))
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
@@ -66,21 +69,60 @@ class TokenizerObjective(Objective):
         longest = max(1, *(len(ids) for ids in captions))
         ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in captions])
         lengths = torch.tensor([len(ids) for ids in captions])
-        return {"views": views, "captions": ids, "caption_lengths": lengths}
+        batch = {"views": views, "captions": ids, "caption_lengths": lengths}
+        if self.settings.characters:
+            grid = views.shape[-2] // self.patch, views.shape[-1] // self.patch
+            batch["characters"] = torch.stack([self._characters(example, grid) for example in examples])
+        return batch
+
+    def _characters(self, example: Example, grid: tuple[int, int]) -> Tensor:
+        """The text token of the character in each cell of a scene, (h, w); most cells hold none."""
+        labels = torch.full(grid, NO_CHARACTER)
+        spec: Any = example.pictured.truth.get("spec")
+        text = spec and spec["lettering"]
+        if not text or not text["pitch"]:
+            return labels
+        rows, columns = grid
+        side = text["pitch"] * min(rows, columns)
+        top, left = text["y"] * rows - side / 2, text["x"] * columns - side * len(text["text"]) / 2
+        for place, character in enumerate(text["text"]):
+            across = slice(round(left + place * side), round(left + (place + 1) * side))
+            labels[round(top) : round(top + side), across] = self.text.encode(character)[0]
+        return labels
 
     def features(self, views: Tensor) -> Tensor:
         """The encoder's features, (B, hidden, h, w)."""
         return torch.stack(self.visual(list(views)))
 
+    def vectors(self, features: Tensor) -> Tensor:
+        """What is quantised, unit vectors (B, h*w, embed_dim)."""
+        return F.normalize(self.quant_conv(features).float(), dim=1).permute(0, 2, 3, 1).flatten(1, 2)
+
+    def decoded(self, quantized: Tensor, features: Tensor) -> Tensor:
+        """Features like those of the encoder from quantised vectors, (B, hidden, h, w)."""
+        grid = F.normalize(quantized, dim=-1).transpose(1, 2).unflatten(2, features.shape[-2:])
+        return self.post_quant_conv(grid.to(features.dtype))
+
+    @torch.no_grad()
+    def _learn_codes(self, vectors: Tensor, codes: Tensor, few: int) -> None:
+        """Move the codebook by at most ``few`` random vectors of each code."""
+        shuffled = torch.randperm(len(codes), device=codes.device)
+        order = shuffled[codes[shuffled].argsort(stable=True)]
+        sorted_codes = codes[order]
+        first = torch.searchsorted(sorted_codes, sorted_codes)
+        rank = torch.arange(len(codes), device=codes.device) - first
+        self.quantizer(vectors[order[rank < few]][None])
+
     def forward(self, batch: Mapping[str, Any]) -> Losses:
         views = batch["views"]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.settings.frozen_encoder):
             features = self.features(views)
-        vectors = F.normalize(self.quant_conv(features).float(), dim=1)
-        quantized, codes, commitment = self.quantizer(vectors.permute(0, 2, 3, 1).flatten(1, 2))
-        height, width = features.shape[-2:]
-        grid = F.normalize(quantized, dim=-1).transpose(1, 2).unflatten(2, (height, width))
-        decoded = self.post_quant_conv(grid.to(features.dtype))
+        vectors = self.vectors(features)
+        few = self.settings.most_per_code if self.training else None
+        quantized, codes, commitment = self.quantizer(vectors, freeze_codebook=few is not None)
+        if few is not None:
+            self._learn_codes(vectors.detach().flatten(0, 1), codes.flatten(), few)
+        decoded = self.decoded(quantized, features)
         parts = {"commitment": commitment.sum()}
         loss = self.settings.commitment * parts["commitment"]
         if self.settings.frozen_encoder:
@@ -90,6 +132,13 @@ class TokenizerObjective(Objective):
             painted = self.painter(decoded).float()
             parts["pixels"] = F.l1_loss(painted, views) + 0.5 * _edges(painted, views)
             loss = loss + self.settings.pixels * parts["pixels"]
+            if self.settings.characters and (batch["characters"] != NO_CHARACTER).any():
+                wanted = batch["characters"].flatten()
+                asked = wanted != NO_CHARACTER
+                scores = self.reader(decoded.flatten(2).transpose(1, 2).flatten(0, 1)[asked]).float()
+                parts["characters"] = F.cross_entropy(scores, wanted[asked])
+                parts["characters_read"] = (scores.argmax(dim=1) == wanted[asked]).float().mean()
+                loss = loss + self.settings.characters * parts["characters"]
             if self.settings.contrast:
                 contrast, hits = self._contrast(decoded, batch)
                 parts |= {"contrast": contrast, "retrieval": hits}
@@ -123,14 +172,13 @@ class TokenizerObjective(Objective):
         for step in range(count):
             batch = {name: value.to(self.device) for name, value in batches[step].tensors.items()}
             features = self.features(batch["views"])
-            vectors = F.normalize(self.quant_conv(features).float(), dim=1)
-            quantized, codes, _ = self.quantizer(vectors.permute(0, 2, 3, 1).flatten(1, 2), freeze_codebook=True)
+            vectors = self.vectors(features)
+            quantized, codes, _ = self.quantizer(vectors, freeze_codebook=True)
             counts += torch.bincount(codes.flatten().cpu(), minlength=size)
             if self.settings.frozen_encoder:
                 continue
-            for rows, values in ((before, vectors.flatten(2).transpose(1, 2)), (after, quantized)):
-                grid = F.normalize(values, dim=-1).transpose(1, 2).unflatten(2, features.shape[-2:])
-                rows.append(self.image_head(self.post_quant_conv(grid).flatten(2).mean(dim=-1)))
+            for rows, values in ((before, vectors), (after, quantized)):
+                rows.append(self.image_head(self.decoded(values, features).flatten(2).mean(dim=-1)))
             texts.append(self.text_tower(batch["captions"], batch["caption_lengths"].clamp(min=1)))
         share = counts / counts.sum()
         entropy = -(share[share > 0] * share[share > 0].log()).sum()
@@ -161,10 +209,8 @@ class TokenizerObjective(Objective):
         for number, example in enumerate(examples[:6]):
             view = half_size_pixels(example.pictured.image)[None].to(self.device)
             features = self.features(view)
-            vectors = F.normalize(self.quant_conv(features), dim=1)
-            quantized, _, _ = self.quantizer(vectors.permute(0, 2, 3, 1).flatten(1, 2), freeze_codebook=True)
-            grid = F.normalize(quantized, dim=-1).transpose(1, 2).unflatten(2, features.shape[-2:])
-            painted = self.painter(self.post_quant_conv(grid))
+            quantized, _, _ = self.quantizer(self.vectors(features), freeze_codebook=True)
+            painted = self.painter(self.decoded(quantized, features))
             shown.append((f"painted from codes {number}", picture(torch.cat([view[0], painted[0]], dim=-1))))
         return shown
 

@@ -13,7 +13,11 @@ mkdir -p "$WORK"
 
 [ -e "$ASSETS/sprites.zip" ] || $ARIMAGE data sprites -o "$ASSETS" --downloads "$WORK/artwork"
 if [ ! -e "$WORK/start/model_index.json" ]; then
-  $ARIMAGE data captions "$ASSETS" -n "$([ "$BUDGET" = toy ] && echo 300 || echo 6000)" -o "$WORK/captions.txt"
+  if [ "$BUDGET" = toy ]; then
+    $ARIMAGE data captions "$ASSETS" -n 300 -o "$WORK/captions.txt"
+  else
+    $ARIMAGE data captions configs/nano/autoregressive-256.yaml -n 4000 -o "$WORK/captions.txt"
+  fi
   $ARIMAGE init configs/nano/model.yaml --corpus "$WORK/captions.txt" --dtype float32 -o "$WORK/start"
 fi
 
@@ -21,22 +25,24 @@ fi
 train() {
   local stage=$1 from=$2; shift 2
   local settings=()
-  [ "$BUDGET" = toy ] && settings=("$@" precision=\"no\" warmup=2 evaluation_batches=1 scenes.groups=[] scenes.minimum_rating=1)
+  [ "$BUDGET" = toy ] && settings=("$@" precision=\"no\" warmup=2 evaluation_batches=1 scenes.groups=[] scenes.fonts=null scenes.minimum_rating=1)
   [ -e "$WORK/$stage/checkpoint/model_index.json" ] && return
   $ARIMAGE train "configs/nano/$stage.yaml" start="$WORK/$from" output="$WORK/$stage" assets="$ASSETS" \
     ${settings[@]+"${settings[@]}"}
 }
 
 train autoencoder start steps=30 batch_size=4 autoencoder.crop=64 autoencoder.statistics_samples=8
-train tokenizer autoencoder/checkpoint steps=20 batch_size=4
-train autoregressive-256 tokenizer/checkpoint steps=10 batch_size=2
+train tokenizer start steps=20 batch_size=4
+[ -e "$WORK/pixels/model_index.json" ] || $ARIMAGE assemble "$WORK/tokenizer/checkpoint" \
+  autoencoder="$WORK/autoencoder/checkpoint" --dtype float32 -o "$WORK/pixels"
+train autoregressive-256 pixels steps=10 batch_size=2
 train autoregressive-512 autoregressive-256/checkpoint steps=3 batch_size=1
 train autoregressive-quality autoregressive-512/checkpoint steps=3 batch_size=1
-train decoder-256 tokenizer/checkpoint steps=10 batch_size=2
+train decoder-256 pixels steps=10 batch_size=2
 train decoder-512 decoder-256/checkpoint steps=3 batch_size=1
 train decoder-quality decoder-512/checkpoint steps=3 batch_size=1
 
 rm -rf "$WORK/nano"
 $ARIMAGE assemble "$WORK/decoder-quality/checkpoint" autoregressive="$WORK/autoregressive-quality/checkpoint" \
-  -o "$WORK/nano"
+  --name arimage-nano -o "$WORK/nano"
 $ARIMAGE generate "a fox on a blue background" --model "$WORK/nano" --size 256 --seed 1 -o "$WORK/fox.png"

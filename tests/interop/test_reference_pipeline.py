@@ -15,6 +15,7 @@ from PIL import Image
 from arimage.autoregressive.sampling import TokenSampling
 from arimage.checkpoint import Checkpoint
 from arimage.configuration import ModelConfig, load_yaml
+from arimage.embedded import embedded_folder
 from arimage.engine import Engine, ImageRequest, Settings
 from arimage.initialization import initialize_folder
 from arimage.networks import Networks
@@ -136,3 +137,16 @@ def test_a_fresh_nano_folder_opens_in_the_reference_and_makes_a_picture(tmp_path
     pipeline = open_reference(initialize_folder(config, tmp_path / "nano"))
     picture = pipeline("a red fox", height=64, width=64, num_inference_steps=1).images[0]
     assert picture.size == (64, 64)
+
+
+def test_the_shipped_model_is_the_same_in_the_reference():
+    """The embedded weights, greedy tokens, 256 px: the same grid and the same picture in both."""
+    folder = embedded_folder()
+    if Checkpoint.open(folder).is_random:
+        pytest.skip("no trained model is shipped yet")
+    engine = Engine(Networks(Checkpoint.open(folder), torch.device("cpu"), torch.float32))
+    reference = open_reference(folder)
+    reference.vision_language_encoder.generation_config.top_k = 1
+    theirs, ours, _ = pictures((reference, engine), "a fox on a blue background", (256, 256))
+    assert np.abs(theirs - ours).max() <= 1
+    assert ours.std() > 5

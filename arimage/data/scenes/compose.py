@@ -15,7 +15,7 @@ from arimage.data.scenes.settings import SceneSettings
 from arimage.data.scenes.spec import Background, Holder, Lettering, Pattern, SceneSpec, Shade, Subject
 from arimage.data.split import HELD_OUT_STYLES, combination_held_out, concept_held_out, fraction, text_held_out
 from arimage.data.sprites import Concept
-from arimage.data.words import draw_word
+from arimage.data.words import common_characters, draw_word
 from arimage.errors import DataError
 
 PLACES = {
@@ -26,6 +26,7 @@ PAIRS = (("left", "right"), ("top", "bottom"))
 PATTERNS: tuple[Pattern, ...] = ("gradient", "stripes", "dots", "checks")
 SCALES = {"small": (0.24, 0.32), "": (0.42, 0.54), "large": (0.62, 0.74)}
 MAX_TEXT_WIDTH = 0.86
+LATIN_CELL, CHINESE_CELL = 1.125, 0.875
 ATTEMPTS = 2000
 Item = TypeVar("Item")
 
@@ -51,9 +52,19 @@ class Composer:
             and all(style in pack.by_concept.get(code, {}) for style in self.styles)
             and nameable(concept)
         ]
-        usable.sort(key=lambda code: fraction("order", code))
+        common = {word: rank for rank, word in enumerate(assets.words["en"])}
+
+        def rarity(code: str) -> tuple[int, float]:
+            words = pack.concepts[code].names["en"].lower().split()
+            return max(common.get(word, len(common)) for word in words), fraction("order", code)
+
+        usable.sort(key=rarity)
         self.concepts = tuple(usable[: settings.concepts])
         self.colors = tuple(settings.colors) or tuple(BY_NAME)
+        if isinstance(settings.fonts, tuple):
+            unknown = set(settings.fonts) - {font.name for font in assets.fonts.fonts}
+            if unknown:
+                raise DataError(f"the font pack holds no {', '.join(sorted(unknown))}")
         if len(self.concepts) < 4:
             raise DataError(f"only {len(self.concepts)} concepts fit the settings; scenes need at least 4")
 
@@ -128,7 +139,7 @@ class Composer:
         return random.choice(list(among))
 
     def scale(self, random: Random) -> tuple[str, float]:
-        word = random.choices(list(SCALES), (0.15, 0.6, 0.25))[0]
+        word = random.choices(list(SCALES), self.settings.scales)[0]
         return word, random.uniform(*SCALES[word])
 
     def subject(self, random: Random, place: str = "center", most: float = 1.0, style: str | None = None) -> Subject:
@@ -161,6 +172,8 @@ class Composer:
         settings, words = self.settings, self.assets.words
         known = self.assets.fonts.chinese
         english = [word for word in words["en"] if 2 <= len(word) <= settings.english_letters]
+        if settings.common_characters is not None:
+            known = known & frozenset(common_characters(words["zh"], settings.common_characters))
         chinese = [
             word for word in words["zh"] if len(word) <= settings.chinese_characters and all(c in known for c in word)
         ]
@@ -169,22 +182,25 @@ class Composer:
     def text(self, random: Random) -> tuple[str, Literal["en", "zh"]]:
         """A text and its language."""
         if self._words["zh"] and random.random() < self.settings.chinese_text:
-            return draw_word(random, self._words["zh"]), "zh"
-        if self.settings.held != "word" and random.random() < 0.1:
+            return draw_word(random, self._words["zh"], self.settings.zipf), "zh"
+        if self.settings.held != "word" and random.random() < self.settings.digits:
             return _digits(random), "en"
-        word = draw_word(random, self._words["en"])
+        word = draw_word(random, self._words["en"], self.settings.zipf)
         if random.random() < self.settings.phrases:
-            more = [draw_word(random, self._words["en"]) for _ in range(random.choice((1, 1, 2)))]
+            more = [draw_word(random, self._words["en"], self.settings.zipf) for _ in range(random.choice((1, 1, 2)))]
             phrase = " ".join([word, *more])
             word = phrase if len(phrase) <= 2 * self.settings.english_letters else word
+        if self.settings.capitals:
+            return word.upper(), "en"
         return random.choices((word.upper(), word.capitalize(), word), (0.5, 0.3, 0.2))[0], "en"
 
     def faces(self, text: str) -> list[Font]:
         """Faces that can write a text."""
         faces = self.assets.fonts.can_write(text)
-        if self.settings.fonts is not None:
-            faces = sorted(faces, key=lambda font: fraction("font", font.name))[: self.settings.fonts]
-        return faces
+        wanted = self.settings.fonts
+        if isinstance(wanted, tuple):
+            return [font for font in faces if font.name in wanted]
+        return faces if wanted is None else sorted(faces, key=lambda font: fraction("font", font.name))[:wanted]
 
     def lettering(
         self,
@@ -200,11 +216,14 @@ class Composer:
             text, language = self.text(random)
             faces = self.faces(text)
         busy = spec.background.pattern not in ("plain", "gradient")
-        holder: Holder = random.choices(("none", "sign", "banner"), (0.0 if busy else 0.5, 0.35, 0.15))[0]
+        signs = 0.35 if self.settings.cells is None else 0.0
+        holder: Holder = random.choices(("none", "sign", "banner"), (0.0 if busy else 0.5, signs, 0.15))[0]
         under = spec.background.first.name
+        if self.settings.grounds and under not in self.settings.grounds:
+            holder = "banner"
         holder_color = None
         if holder != "none":
-            holder_color = self.color(random, under)
+            holder_color = self._ground(random, under)
             under = holder_color.name
         others = [spec.background.second.rgb] if holder == "none" and spec.background.second else []
         names = [
@@ -218,14 +237,23 @@ class Composer:
         place = random.choice(list(places))
         x, y = {"center": (0.5, 0.5), "top": (0.5, 0.17), "bottom": (0.5, 0.83)}[place]
         height = random.uniform(*heights) * (0.8 if language == "en" and len(text) > 8 else 1.0)
+        if self.settings.plain_ink:
+            names = [max(("black", "white"), key=lambda name: contrast(BY_NAME[name].rgb, BY_NAME[under].rgb))]
         color = self.shade(random, random.choice(names or ["black"]))
         lettering = Lettering(
             text, language, random.choice(faces).name, color, x, y, height, place, holder, holder_color
         )
         return self.fitted(lettering, spec)
 
+    def _ground(self, random: Random, unlike: str) -> Shade:
+        """The colour of a sign or banner."""
+        names = [name for name in self.settings.grounds if name in distinct_from(unlike)]
+        return self.shade(random, random.choice(names)) if names else self.color(random, unlike)
+
     def fitted(self, lettering: Lettering, spec: SceneSpec) -> Lettering:
         """The lettering made small enough for the picture's width."""
+        if self.settings.cells is not None:
+            return lettering
         width, _ = text_size(lettering, spec, self.assets)
         room = MAX_TEXT_WIDTH * spec.width - (0.9 * lettering.height * spec.short if lettering.holder == "sign" else 0)
         if width > room:
@@ -243,10 +271,7 @@ class Composer:
         subjects = tuple(_on_grid(subject, spec, cells) for subject in spec.subjects)
         lettering = spec.lettering
         if lettering is not None:
-            height = max(1, math.floor(2 * lettering.height * cells + 1e-6)) / (2 * cells)
-            rows = 2 * cells * spec.height / spec.short
-            y = (math.ceil(lettering.y * rows) if lettering.y < 0.5 else math.floor(lettering.y * rows)) / rows
-            lettering = replace(lettering, height=height, y=y)
+            lettering = _in_cells(lettering, spec, cells)
         return replace(spec, subjects=subjects, lettering=lettering)
 
     # Whole pictures
@@ -260,7 +285,7 @@ class Composer:
             most = 1.0 if place == "center" else 0.52
             return replace(spec, subjects=(self.subject(random, place, most),))
         if task == "subjects":
-            return replace(spec, subjects=self.row(random, 3 if random.random() < 0.25 else 2))
+            return replace(spec, subjects=self.row(random, 3 if random.random() < self.settings.threes else 2))
         if task == "count":
             return replace(spec, subjects=self.several(random), alike=True)
         if task == "typography":
@@ -310,6 +335,16 @@ def _on_grid(subject: Subject, spec: SceneSpec, cells: int) -> Subject:
         first = min(max(0, round(centre * along - side / 2)), math.floor(along) - side)
         places.append((first + side / 2) / along)
     return replace(subject, x=places[0], y=places[1], size=side / cells)
+
+
+def _in_cells(lettering: Lettering, spec: SceneSpec, cells: int) -> Lettering:
+    """A cell for each character, in one row of cells, as near to the middle of the row as cells allow."""
+    columns, rows = cells * spec.width / spec.short, cells * spec.height / spec.short
+    left = math.floor((columns - len(lettering.text)) / 2)
+    row = round(lettering.y * rows - 0.5 - 1e-6)
+    height = (LATIN_CELL if lettering.language == "en" else CHINESE_CELL) / cells
+    x, y = (left + len(lettering.text) / 2) / columns, (row + 0.5) / rows
+    return replace(lettering, x=x, y=y, height=height, pitch=1 / cells)
 
 
 def nameable(concept: Concept) -> bool:

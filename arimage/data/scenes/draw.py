@@ -77,7 +77,7 @@ def _gradient(part: Background, width: int, height: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(np.broadcast_to(shaped, (height, width, 3))))
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=2048)
 def _prepared(pack: object, file: str, side: int, flipped: bool, tint: tuple[int, int, int] | None) -> Image.Image:
     from arimage.data.sprites import SpritePack
 
@@ -137,6 +137,8 @@ def letter_pixels(lettering: Lettering, spec: SceneSpec) -> int:
 
 def text_size(lettering: Lettering, spec: SceneSpec, assets: Assets) -> tuple[int, int]:
     """Width and height of the letters in pixels."""
+    if lettering.pitch:
+        return round(len(lettering.text) * lettering.pitch * spec.short), round(lettering.pitch * spec.short)
     font = assets.fonts.load(lettering.font, letter_pixels(lettering, spec))
     left, top, right, bottom = font.getbbox(lettering.text)
     return round(right - left), round(bottom - top)
@@ -146,17 +148,24 @@ def _write(image: Image.Image, lettering: Lettering, spec: SceneSpec, assets: As
     font = assets.fonts.load(lettering.font, letter_pixels(lettering, spec))
     left, top, right, bottom = font.getbbox(lettering.text)
     width, height = right - left, bottom - top
+    if lettering.pitch:
+        left, top, (width, height) = 0, 0, text_size(lettering, spec, assets)
     x, y = round(lettering.x * spec.width - width / 2), round(lettering.y * spec.height - height / 2)
     pen = ImageDraw.Draw(image)
     holder = None
     if lettering.holder != "none" and lettering.holder_color is not None:
-        margin = round(PADDING * letter_pixels(lettering, spec))
+        margin = round(height / 2) if lettering.pitch else round(PADDING * letter_pixels(lettering, spec))
         holder = (x - margin, y - margin, x + round(width) + margin, y + round(height) + margin)
         if lettering.holder == "banner":
             holder = (0, holder[1], spec.width, holder[3])
         _hold(pen, lettering, holder, margin)
         holder = _clipped(holder, spec)
-    pen.text((x - left, y - top), lettering.text, font=font, fill=lettering.color.rgb)
+    if lettering.pitch:
+        for place, character in enumerate(lettering.text):
+            middle = x + (place + 0.5) * lettering.pitch * spec.short, y + height / 2
+            pen.text(middle, character, font=font, fill=lettering.color.rgb, anchor="mm")
+    else:
+        pen.text((x - left, y - top), lettering.text, font=font, fill=lettering.color.rgb)
     return _clipped((x, y, x + round(width), y + round(height)), spec), holder
 
 

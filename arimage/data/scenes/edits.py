@@ -275,7 +275,8 @@ class Editor:
     def _portrait(self, random: Random, size: Size, subject: Subject, unlike: str | None = None) -> SceneSpec:
         """A subject alone, large, on a plain background of its own."""
         background = Background("plain", self.composer.color(random, unlike))
-        alone = replace(subject, x=0.5, y=0.5, size=random.uniform(0.5, 0.75), place="center", scale="")
+        size_alone = subject.size if self.composer.settings.cells else random.uniform(0.5, 0.75)
+        alone = replace(subject, x=0.5, y=0.5, size=size_alone, place="center", scale="")
         return SceneSpec(*size, background, (alone,))
 
     def _one_of(self, random: Random, scene: SceneSpec) -> tuple[int, Subject]:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from arimage.data.colors import BY_NAME
 from arimage.data.split import HELD_OUT_STYLES, Split
@@ -25,19 +25,27 @@ class SceneSettings(BaseModel):
         tasks: how often each comes, relative to the others.
         styles: of the sprites; all that the pack has when empty.
         groups: of concepts; all when empty.
-        concepts: how many of them, or all; which ones depends on their names alone.
+        concepts: how many of them, those with the most common English names first, or all.
         colors: names of colours; all when empty.
         patterns: share of backgrounds that are no plain colour.
         english_words, chinese_words: how many of the most frequent ones are written.
         english_letters, chinese_characters: at most so many in a word.
-        chinese_text: share of texts that are Chinese; digits take a tenth of the rest.
+        common_characters: Chinese words are made of so many of the most frequent characters only.
+        chinese_text: share of texts that are Chinese.
+        digits: share of the other texts that are numbers.
+        capitals: English is written in capital letters only.
+        zipf: share of words that are drawn by their frequency, the others evenly.
         phrases: share of English texts that have several words.
         styles_named: share of captions that say the style.
         jitter: how far a drawn tone may be from the named colour, in sRGB steps.
-        fonts: how many faces a script, or all.
+        fonts: how many faces a script, or the names of some; all when None.
         flips: share of animals that are mirrored.
-        cells: subjects fill squares of 2, 4 or 6 cells of a grid of so many along the short side, and letters are so
-            many halves of a cell high; None places everything freely.
+        scales: how often subjects are small, of middle size and large.
+        threes: share of rows of subjects that hold three, not two.
+        grounds: colours that text stands on; all when empty.
+        plain_ink: text is black or white, whichever is read better on its ground.
+        cells: subjects fill squares of 2, 4 or 6 cells of a grid of so many along the short side, and each character
+            of a text fills one cell; None places everything freely.
         minimum_rating: scenes below are drawn again.
         split: ``train`` leaves out what is held out; ``evaluation`` shows it.
         held: what every evaluation scene must have that training never saw; None mixes freely.
@@ -57,12 +65,20 @@ class SceneSettings(BaseModel):
     chinese_words: int = Field(25_000, ge=1)
     english_letters: int = Field(10, ge=1)
     chinese_characters: int = Field(4, ge=1)
+    common_characters: int | None = Field(None, ge=10)
     chinese_text: float = Field(0.4, ge=0, le=1)
+    zipf: float = Field(0.5, ge=0, le=1)
+    digits: float = Field(0.1, ge=0, le=1)
+    capitals: bool = False
     phrases: float = Field(0.2, ge=0, le=1)
     styles_named: float = Field(0.6, ge=0, le=1)
     jitter: int = Field(6, ge=0, le=20)
-    fonts: int | None = Field(None, ge=1)
+    fonts: PositiveInt | tuple[str, ...] | None = None
     flips: float = Field(0.2, ge=0, le=1)
+    scales: tuple[float, float, float] = (0.15, 0.6, 0.25)
+    threes: float = Field(0.25, ge=0, le=1)
+    grounds: tuple[str, ...] = ()
+    plain_ink: bool = False
     cells: int | None = Field(None, ge=8, le=32)
     minimum_rating: int = Field(1, ge=1, le=5)
     split: Split = "train"
@@ -77,7 +93,7 @@ class SceneSettings(BaseModel):
                 raise ValueError(f"tasks.{task} must not be negative")
         if not sum(self.tasks.values()):
             raise ValueError("tasks: at least one must have a share above 0")
-        for color in self.colors:
+        for color in (*self.colors, *self.grounds):
             if color not in BY_NAME:
                 raise ValueError(f"there is no colour {color!r}; known are {', '.join(BY_NAME)}")
         if self.colors and len(self.colors) < 4:
@@ -85,6 +101,10 @@ class SceneSettings(BaseModel):
         for width, height in self.sizes:
             if width < 64 or height < 64 or width % 32 or height % 32:
                 raise ValueError(f"sizes: sides must be multiples of 32 and at least 64, not {width}x{height}")
+        if self.cells is not None and max(self.english_letters, self.chinese_characters) > self.cells:
+            raise ValueError("cells: a text has a cell for each character, so words may not be longer than the grid")
+        if self.cells is not None and self.phrases:
+            raise ValueError("cells: texts on a grid are single words; set phrases to 0")
         if not self.sizes:
             raise ValueError("sizes: at least one is needed")
         if self.split == "train" and (HELD_OUT_STYLES & set(self.styles)):

@@ -64,6 +64,7 @@ class Lettering:
         language: ``en`` or ``zh`` (digits count as either).
         x, y: centre; ``place`` is the word for it.
         height: of a letter, relative to the short side.
+        pitch: from the middle of a character to that of the next, relative to the short side; 0 is the font's own.
         holder: what it stands on; ``holder_color`` is that one's colour.
     """
 
@@ -77,6 +78,7 @@ class Lettering:
     place: str = ""
     holder: Holder = "none"
     holder_color: Shade | None = None
+    pitch: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,61 @@
+"""``arimage evaluate``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from arimage.cli import options
+
+
+def evaluate(
+    config: Annotated[Path, typer.Argument(help="An evaluation, for example configs/nano/evaluate.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, for example cases=20 or model=runs/nano/nano.")
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report.")] = Path("evaluation"),
+    group: Annotated[list[str] | None, typer.Option("--group", help="Only this group; may be repeated.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; all cores by default.", min=1)] = None,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+) -> None:
+    """Measure on held-out cases what a model can do; JSON, a table and a contact sheet.
+
+    arimage evaluate configs/nano/evaluate.yaml
+
+    arimage evaluate configs/nano/evaluate.yaml model=runs/nano/nano cases=20 -o runs/nano/evaluation
+    """
+    import torch
+
+    from arimage.cli.console import Console, print_json
+    from arimage.configuration import load_yaml
+    from arimage.errors import UsageError, nearest
+    from arimage.evaluation.config import EvaluateConfig
+    from arimage.evaluation.report import markdown, write_report
+    from arimage.evaluation.run import distances, make_judge, rows
+    from arimage.evaluation.run import evaluate as run
+    from arimage.pipeline import load
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    wanted = load_yaml(config, EvaluateConfig, overrides or [])
+    for name in group or ():
+        if name not in wanted.groups:
+            raise UsageError(f"--group: there is no group {name!r}{nearest(name, wanted.groups)}")
+    if group:
+        wanted = wanted.model_copy(update={"groups": {name: wanted.groups[name] for name in group}})
+    console = Console(quiet)
+    pipeline, judge = load(wanted.model), make_judge(wanted)
+    outcomes = run(wanted, pipeline, judge, console.note)
+    table, figures = rows(outcomes), distances(outcomes, wanted, judge)
+    about = {
+        "model": pipeline.checkpoint.name,
+        "weights_sha256": pipeline.networks.weights_hash(),
+        "options": wanted.options,
+        "cases": wanted.cases,
+    }
+    write_report(output, table, figures, outcomes, judge.assets.fonts, wanted.shown, about)
+    if json:
+        print_json({row.ability: row.share for row in table} | figures)
+    else:
+        print(markdown(table, figures))

@@ -1,0 +1,70 @@
+"""What an evaluation measures: one YAML file, validated once."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from arimage.configuration import merged
+from arimage.data.scenes.settings import SceneSettings
+
+
+class GroupConfig(BaseModel):
+    """Cases that are made alike and measured together.
+
+    Attributes:
+        scenes: what they are drawn from; the stage's ``scenes`` are under it.
+        cases: scenes; each is asked for once in every language.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scenes: SceneSettings
+    cases: int | None = Field(None, ge=1)
+
+
+class EvaluateConfig(BaseModel):
+    """An evaluation.
+
+    Attributes:
+        model: checkpoint folder; the embedded model when None.
+        assets: folder of ``arimage data sprites``.
+        scenes: what all groups have in common.
+        groups: by name; what is measured follows from the task of each record.
+        cases: scenes of a group that does not say how many.
+        languages: each scene is asked for in each of them.
+        batch: pictures that are made at once.
+        options: of :func:`arimage.generate` (steps, guidance, temperature, ...); the shipped ones when empty.
+        seed: of the first picture of a group.
+        training: scenes that count as training pictures in the memorisation figure.
+        shown: pictures on the contact sheet, evenly spaced by index.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = None
+    assets: str
+    scenes: dict[str, Any] = Field(default_factory=dict)
+    groups: dict[str, GroupConfig] = Field(min_length=1)
+    cases: int = Field(50, ge=1)
+    languages: tuple[Literal["en", "zh"], ...] = ("en", "zh")
+    batch: int = Field(8, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+    seed: int = Field(1000, ge=0)
+    training: int = Field(1000, ge=0)
+    shown: int = Field(48, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shared(cls, values: Any) -> Any:
+        """Give every group the common scene settings, under its own; its tasks are its own alone."""
+        if not isinstance(values, dict) or not isinstance(values.get("groups"), dict):
+            return values
+        groups = {}
+        for name, group in values["groups"].items():
+            if isinstance(group, dict) and isinstance(group.get("scenes"), dict):
+                scenes = merged({"split": "evaluation", **(values.get("scenes") or {})}, group["scenes"])
+                if "tasks" in group["scenes"]:
+                    scenes["tasks"] = group["scenes"]["tasks"]
+                group = {**group, "scenes": scenes}
+            groups[name] = group
+        return {**values, "groups": groups}

@@ -1,0 +1,199 @@
+"""What is right about a picture, by the description of the scene that it should show.
+
+A judgement is a share: (points, of how many), so that words and characters can be pooled over pictures. The very same
+judgement of the true scene is the ceiling that stands beside it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from arimage.data.assets import Assets
+from arimage.data.colors import BY_NAME
+from arimage.data.records import Record
+from arimage.data.scenes.draw import draw
+from arimage.data.scenes.spec import Background, Box, SceneSpec, Shade, Subject
+from arimage.evaluation.features import PictureFeatures
+from arimage.evaluation.measures import Foreground, foreground, named_color_found, region_psnr, square_crop
+from arimage.evaluation.reading import TextReader, characters_found, word_similarity, words_found
+
+Share = tuple[float, float]
+NEAR = 0.12
+ENOUGH_PSNR = 24.0
+GALLERY_SIDE = 192
+SAME = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture that is asked for."""
+
+    group: str
+    index: int
+    language: str
+    prompt: str
+    record: Record
+
+    @property
+    def scene(self) -> dict[str, Any]:
+        """The description of the scene, as data."""
+        return self.record.truth["spec"]
+
+
+class Judge:
+    """Judges pictures; keeps the features of all sprites that it compares with."""
+
+    def __init__(self, assets: Assets, concepts: tuple[str, ...], styles: tuple[str, ...]) -> None:
+        self.assets, self.concepts, self.styles = assets, concepts, styles
+        self._galleries: dict[tuple[str, str], Tensor] = {}
+
+    @cached_property
+    def features(self) -> PictureFeatures:
+        return PictureFeatures()
+
+    @cached_property
+    def reader(self) -> TextReader:
+        return TextReader()
+
+    def __call__(self, case: Case, picture: Image.Image) -> dict[str, Share]:
+        """Judgements by ability."""
+        task = case.record.task
+        if task in ("subject", "subjects"):
+            return self._background(case, picture) | self._subjects(case, picture) | self._no_text(picture)
+        if task in ("text", "typography"):
+            return self._text(case, picture)
+        if task == "background":
+            painted = self._background(case, picture)["background colour"]
+            return {"edit: background": _all(painted, self._kept(case, picture))}
+        if task in ("replace", "add"):
+            return {f"edit: {task} subject": self._boxed(case, picture)}
+        if task in ("add text", "change text"):
+            return {f"edit: text ({self._language(case)})": next(iter(self._text(case, picture).values()))}
+        if task == "style":
+            return {"edit: style": self._style(case, picture)}
+        if task == "identity":
+            return {"identity": self._seen(case, picture)}
+        return {}
+
+    # Abilities
+
+    def _background(self, case: Case, picture: Image.Image) -> dict[str, Share]:
+        name = case.scene["background"]["first"]["name"]
+        return {"background colour": (float(named_color_found(picture, BY_NAME[name].rgb)), 1)}
+
+    def _subjects(self, case: Case, picture: Image.Image) -> dict[str, Share]:
+        subjects = case.scene["subjects"]
+        if len(subjects) == 1:
+            seen = foreground(picture)
+            return {"subject": self._seen(case, picture), "placement, one": (float(_near(seen, case)), 1)}
+        return {"placement, two": (float(self._two(case, picture)), 1)}
+
+    def _no_text(self, picture: Image.Image) -> dict[str, Share]:
+        return {"false text": (float(any(len(line.strip()) > 1 for line in self.reader(picture))), 1)}
+
+    def _text(self, case: Case, picture: Image.Image) -> dict[str, Share]:
+        text, lines = case.scene["lettering"]["text"], self.reader(picture)
+        if self._language(case) == "zh":
+            return {"Chinese text": characters_found(text, lines)}
+        return {"English text": words_found(text, lines), "English text, NED": (word_similarity(text, lines), 1)}
+
+    def _language(self, case: Case) -> str:
+        return case.scene["lettering"]["language"]
+
+    def _seen(self, case: Case, picture: Image.Image) -> Share:
+        """Whether what stands out is nearer to the wanted sprite than to any other of its style."""
+        seen, subject = foreground(picture), case.scene["subjects"][0]
+        if seen is None:
+            return 0.0, 1
+        return float(self._nearest(case, picture, seen.box, subject) == subject["concept"]), 1
+
+    def _boxed(self, case: Case, picture: Image.Image) -> Share:
+        """The same of the one subject that the edit brought, in its own box."""
+        before = {(s["concept"], s["x"], s["y"]) for s in case.record.truth["sources"][-1]["spec"]["subjects"]}
+        for subject, box in zip(case.scene["subjects"], case.record.truth["subjects"]):
+            if (subject["concept"], subject["x"], subject["y"]) not in before:
+                return float(self._nearest(case, picture, box, subject) == subject["concept"]), 1
+        return 0.0, 1
+
+    def _kept(self, case: Case, picture: Image.Image) -> Share:
+        """Whether the subjects are as they were: 24 dB where old and new scene agree inside their boxes."""
+        source, target = case.record.sources[-1], case.record.image
+        same = np.abs(np.asarray(source, np.int16) - np.asarray(target, np.int16)).max(axis=2) <= SAME
+        region = np.zeros_like(same)
+        for left, top, right, bottom in case.record.truth["subjects"]:
+            region[top:bottom, left:right] = True
+        return float(region_psnr(picture, target, region & same) >= ENOUGH_PSNR), 1
+
+    def _style(self, case: Case, picture: Image.Image) -> Share:
+        """Whether each subject is nearer to its own sprite in the wanted style than in any other."""
+        right = 0.0
+        subjects, boxes = case.scene["subjects"], case.record.truth["subjects"]
+        for subject, box in zip(subjects, boxes):
+            feature = self.features([square_crop(picture, box)])[0]
+            column = self.concepts.index(subject["concept"])
+            scores = {style: float(self._gallery(style, case)[column] @ feature) for style in self.styles}
+            right += max(scores, key=lambda style: scores[style]) == subject["style"]
+        return right / len(subjects), 1
+
+    def _two(self, case: Case, picture: Image.Image) -> bool:
+        """Whether two subjects stand in their halves, each more like the sprite that belongs there than the other."""
+        first, second = case.scene["subjects"]
+        across = abs(first["x"] - second["x"]) > abs(first["y"] - second["y"])
+        halves = self._halves(picture, across)
+        true = self._halves(case.record.image, across)
+        wanted = sorted((first, second), key=lambda s: s["x"] if across else s["y"])
+        features = []
+        for half, real in zip(halves, true):
+            seen, should = foreground(picture, half), foreground(case.record.image, real)
+            if seen is None or should is None or not _close(seen, should):
+                return False
+            features.append(self.features([square_crop(picture, seen.box)])[0])
+        gallery = self._gallery(first["style"], case)
+        rows = [gallery[self.concepts.index(subject["concept"])] for subject in wanted]
+        straight = features[0] @ rows[0] + features[1] @ rows[1]
+        return bool(straight > features[0] @ rows[1] + features[1] @ rows[0])
+
+    # Sprites
+
+    @staticmethod
+    def _halves(picture: Image.Image, across: bool) -> tuple[Box, Box]:
+        width, height = picture.size
+        if across:
+            return (0, 0, width // 2, height), (width // 2, 0, width, height)
+        return (0, 0, width, height // 2), (0, height // 2, width, height)
+
+    def _nearest(self, case: Case, picture: Image.Image, box: Box, subject: Mapping[str, Any]) -> str:
+        feature = self.features([square_crop(picture, box)])[0]
+        return self.concepts[int((self._gallery(subject["style"], case) @ feature).argmax())]
+
+    def _gallery(self, style: str, case: Case) -> Tensor:
+        """Features of every concept's sprite in a style, on the case's background colour."""
+        color = case.scene["background"]["first"]["name"]
+        if (style, color) not in self._galleries:
+            ground = Background("plain", Shade(color, BY_NAME[color].rgb))
+            crops = []
+            for concept in self.concepts:
+                sprite = Subject(concept, style, 0.5, 0.5, 0.8)
+                drawn = draw(SceneSpec(GALLERY_SIDE, GALLERY_SIDE, ground, (sprite,)), self.assets)
+                crops.append(square_crop(drawn.image, drawn.subjects[0]))
+            self._galleries[style, color] = self.features(crops)
+        return self._galleries[style, color]
+
+
+def _all(*shares: Share) -> Share:
+    return float(all(points == of for points, of in shares)), 1
+
+
+def _close(seen: Foreground, should: Foreground) -> bool:
+    return abs(seen.x - should.x) < NEAR and abs(seen.y - should.y) < NEAR
+
+
+def _near(seen: Foreground | None, case: Case) -> bool:
+    """Whether the centre of mass is where the true scene's is."""
+    should = foreground(case.record.image)
+    return seen is not None and should is not None and _close(seen, should)

@@ -1,0 +1,178 @@
+"""An evaluation from its config to its report."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from arimage.data.assets import Assets
+from arimage.data.scenes import Scenes
+from arimage.data.scenes.settings import PICTURE_TASKS, SceneSettings
+from arimage.engine import ImageRequest
+from arimage.evaluation.config import EvaluateConfig
+from arimage.evaluation.features import kernel_distance
+from arimage.evaluation.judge import Case, Judge, Share
+from arimage.pipeline import ImagePipeline
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A case, the picture that was made for it, and what was right about it and about the true scene."""
+
+    case: Case
+    picture: Image.Image
+    shares: dict[str, Share]
+    ceiling: dict[str, Share]
+
+
+@dataclass(frozen=True)
+class Row:
+    """An ability: the share of its points, with a 95 % interval.
+
+    Attributes:
+        cases: pictures that count.
+        ceiling: the same of the true scenes.
+        by_language: the share for prompts in each language.
+    """
+
+    ability: str
+    cases: int
+    share: float
+    low: float
+    high: float
+    ceiling: float
+    by_language: dict[str, float]
+
+    @property
+    def gap(self) -> float:
+        """Between the languages, in points of a hundred."""
+        values = list(self.by_language.values())
+        return 100 * (max(values) - min(values)) if values else 0.0
+
+
+def cases(config: EvaluateConfig, assets: Assets, group: str) -> list[Case]:
+    """The cases of a group: each scene in each language."""
+    settings = config.groups[group]
+    scenes = Scenes(assets, settings.scenes)
+    made = []
+    for index in range(settings.cases or config.cases):
+        record = scenes[index]
+        for language in config.languages:
+            kind = f"{language}/sentence" if record.task in PICTURE_TASKS else language
+            made.append(Case(group, index, language, record.captions[kind], record))
+    return made
+
+
+def make_judge(config: EvaluateConfig) -> Judge:
+    """The judge of an evaluation; it compares with all concepts and styles of the first group."""
+    assets = Assets.open(config.assets)
+    composer = Scenes(assets, next(iter(config.groups.values())).scenes).composer
+    return Judge(assets, composer.concepts, composer.styles)
+
+
+def evaluate(
+    config: EvaluateConfig, pipeline: ImagePipeline, judge: Judge, say: Callable[[str], None] = print
+) -> list[Outcome]:
+    """Make and judge every picture of an evaluation."""
+    outcomes: list[Outcome] = []
+    for group in config.groups:
+        wanted = cases(config, judge.assets, group)
+        ceilings: dict[int, dict[str, Share]] = {}
+        for batch in _batches(wanted, config.batch):
+            for case, picture in zip(batch, pictures(batch, pipeline, config)):
+                if case.index not in ceilings:
+                    ceilings[case.index] = judge(case, case.record.image)
+                outcomes.append(Outcome(case, picture, judge(case, picture), ceilings[case.index]))
+        found = rows([outcome for outcome in outcomes if outcome.case.group == group])
+        say(f"{group}: {len(wanted)} pictures, " + ", ".join(f"{r.ability} {100 * r.share:.0f} %" for r in found))
+    return outcomes
+
+
+def pictures(batch: Sequence[Case], pipeline: ImagePipeline, config: EvaluateConfig) -> list[Image.Image]:
+    """The pictures of some cases, made in one call of the engine."""
+    requests = [
+        ImageRequest(case.prompt, case.record.image.size[::-1], config.seed + case.index, case.record.sources)
+        for case in batch
+    ]
+    return [made.image for made in pipeline.make(requests, **config.options)]
+
+
+def _batches(wanted: Sequence[Case], size: int) -> Iterator[list[Case]]:
+    for start in range(0, len(wanted), size):
+        yield list(wanted[start : start + size])
+
+
+def rows(outcomes: Sequence[Outcome]) -> list[Row]:
+    """The table, in the order in which abilities first appear."""
+    names = dict.fromkeys(name for outcome in outcomes for name in outcome.shares)
+    return [_row(name, [outcome for outcome in outcomes if name in outcome.shares]) for name in names]
+
+
+def _row(ability: str, outcomes: Sequence[Outcome]) -> Row:
+    shares = [outcome.shares[ability] for outcome in outcomes]
+    share = _pooled(shares)
+    low, high = _interval(shares)
+    languages = dict.fromkeys(outcome.case.language for outcome in outcomes)
+    by_language = {
+        language: _pooled([o.shares[ability] for o in outcomes if o.case.language == language])
+        for language in languages
+    }
+    ceiling = _pooled([outcome.ceiling[ability] for outcome in outcomes])
+    return Row(ability, len(outcomes), share, low, high, ceiling, by_language)
+
+
+def _pooled(shares: Sequence[Share]) -> float:
+    total = sum(of for _, of in shares)
+    return sum(points for points, _ in shares) / total if total else 0.0
+
+
+def _interval(shares: Sequence[Share]) -> tuple[float, float]:
+    """95 %: Wilson's for yes and no, a bootstrap over pictures for pooled shares."""
+    if all(of == 1 and points in (0, 1) for points, of in shares):
+        n, p, z = len(shares), _pooled(shares), 1.96
+        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+    table = np.array(shares, np.float64)
+    chosen = np.random.default_rng(0).integers(len(table), size=(RESAMPLES, len(table)))
+    sums = table[chosen].sum(axis=1)
+    low, high = np.quantile(sums[:, 0] / np.maximum(sums[:, 1], 1e-9), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def distances(outcomes: Sequence[Outcome], config: EvaluateConfig, judge: Judge) -> dict[str, float]:
+    """How far pictures from text are from true scenes, and from their nearest training scene.
+
+    ``kid`` compares the pictures with as many other true scenes, ``kid_floor`` true scenes with those; both on the
+    features of :class:`~arimage.evaluation.features.PictureFeatures`. ``nearest_training`` is the mean cosine
+    similarity of a picture to the most similar of ``training`` training scenes, ``nearest_training_real`` that of the
+    held-out true scenes.
+    """
+    chosen = [outcome for outcome in outcomes if outcome.case.record.task in PICTURE_TASKS]
+    if len(chosen) < 2:
+        return {}
+    made = judge.features([outcome.picture for outcome in chosen])
+    real = judge.features([outcome.case.record.image for outcome in chosen])
+    others, training = [], []
+    groups = {outcome.case.group: config.groups[outcome.case.group].scenes for outcome in chosen}
+    for group, settings in groups.items():
+        count = sum(outcome.case.group == group for outcome in chosen)
+        fresh = Scenes(judge.assets, settings)
+        others += [fresh[10_000 + index].image for index in range(count)]
+        share = round(config.training * count / len(chosen))
+        learnt = Scenes(judge.assets, _as_training(settings))
+        training += [learnt[index].image for index in range(share)]
+    other = judge.features(others)
+    figures = {"kid": kernel_distance(made, other), "kid_floor": kernel_distance(real, other)}
+    if training:
+        known = judge.features(training)
+        figures["nearest_training"] = float((made @ known.T).amax(dim=1).mean())
+        figures["nearest_training_real"] = float((real @ known.T).amax(dim=1).mean())
+    return figures
+
+
+def _as_training(settings: SceneSettings) -> SceneSettings:
+    return settings.model_copy(update={"split": "train", "held": None})

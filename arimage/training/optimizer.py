@@ -1,0 +1,113 @@
+"""The optimiser: AdamW, and Muon for the matrices that a stage names.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) turns the momentum of a matrix into the nearest
+orthogonal one before it is subtracted, so that all directions of a layer learn at one rate. Its updates are scaled to
+the size of AdamW's (Liu et al. 2025, arXiv:2502.16982), so one learning rate serves both.
+"""
+
+import fnmatch
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from arimage.errors import UsageError
+from arimage.training.config import TrainConfig
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+MOMENTUM = 0.95
+ADAM_SIZE = 0.2
+
+
+def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser of a stage over named parameters; biases and norms do not decay.
+
+    Raises:
+        UsageError: a pattern of ``muon`` matches no matrix that learns.
+    """
+    named = list(named)
+    matrices = {name for name, parameter in named if parameter.ndim == 2}
+    chosen = set()
+    for pattern in config.muon:
+        found = fnmatch.filter(matrices, pattern)
+        if not found:
+            raise UsageError(f"muon: the pattern {pattern!r} matches no matrix that learns; there is {min(matrices)!r}")
+        chosen |= set(found)
+    parts: list[tuple[list[nn.Parameter], float, bool]] = [
+        ([p for name, p in named if name in chosen], config.weight_decay, True),
+        ([p for name, p in named if name not in chosen and p.ndim > 1], config.weight_decay, False),
+        ([p for _, p in named if p.ndim <= 1], 0.0, False),
+    ]
+    groups: list[dict[str, Any]] = [
+        {"params": params, "weight_decay": decay, **({"muon": muon} if chosen else {})}
+        for params, decay, muon in parts
+        if params
+    ]
+    kind = MuonAdamW if chosen else torch.optim.AdamW
+    return kind(groups, lr=config.learning_rate, betas=config.betas)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for groups with ``muon``, AdamW for the others."""
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "muon": False})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                update = self._muon(parameter) if group["muon"] else self._adam(parameter, group)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-group["lr"])
+        return loss
+
+    def _muon(self, parameter: Tensor) -> Tensor:
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+        ahead = gradient.lerp(state["momentum"], MOMENTUM)
+        return orthogonal(ahead).to(parameter.dtype) * (ADAM_SIZE * max(parameter.shape) ** 0.5)
+
+    def _adam(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        if not state:
+            state["step"] = torch.zeros(())
+            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        first, second = group["betas"]
+        state["step"] += 1
+        state["mean"].lerp_(gradient, 1 - first)
+        state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        step = float(state["step"])
+        size = (state["square"] / (1 - second**step)).sqrt_().add_(group["eps"])
+        return (state["mean"] / (1 - first**step)).div_(size)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """Roughly the nearest (semi-)orthogonal matrix, by five Newton-Schulz steps in bf16; singular values end near 1."""
+    a, b, c = NEWTON_SCHULZ
+    tall = matrix.shape[0] > matrix.shape[1]
+    value = (matrix.T if tall else matrix).bfloat16()
+    value = value / (value.norm() + 1e-7)
+    for _ in range(ITERATIONS):
+        square = value @ value.T
+        value = a * value + (b * square + c * (square @ square)) @ value
+    return value.T if tall else value

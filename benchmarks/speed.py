@@ -1,0 +1,225 @@
+"""The unmodified reference and ours on the same weights, prompts, sizes, steps and threads, in one process.
+
+Runs alternate, so that a machine that drifts drifts for both; medians, spread and ratio are printed, JSON is written.
+Needs the environment of ``make interop`` (the reference's editing works with transformers 5.17 only):
+
+    make bench
+    python benchmarks/speed.py --model arimage/models/nano --sizes 256 512 --repeats 5 -o speed.json
+    python benchmarks/speed.py --curve batch 1 2 4 8 16 --steps 8
+    python benchmarks/speed.py --curve size 256 512 1024 --steps 4 --repeats 1
+    python benchmarks/speed.py --curve references 0 1 2 4 --steps 8
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+PARTS = ("prompt", "tokens", "diffusion", "autoencoder", "other")
+PROMPT = "a fox on a blue background"
+Times = dict[str, float]
+
+
+def open_reference(folder: Path) -> Any:
+    """The reference in fp32 on the CPU, kept from drawing special tokens, which it would choke on."""
+    import diffusers
+
+    pipeline = diffusers.GlmImagePipeline.from_pretrained(folder, dtype=torch.float32)
+    config = pipeline.vision_language_encoder.config
+    suppressed = range(config.vq_config.num_embeddings, config.text_config.vision_vocab_size)
+    pipeline.vision_language_encoder.generation_config.suppress_tokens = list(suppressed)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@contextmanager
+def timed(owner: Any, name: str, into: Times, part: str) -> Iterator[None]:
+    """Add the seconds that a method takes to a part."""
+    method = getattr(owner, name)
+
+    def measured(*args: Any, **named: Any) -> Any:
+        since = time.perf_counter()
+        try:
+            return method(*args, **named)
+        finally:
+            into[part] = into.get(part, 0.0) + time.perf_counter() - since
+
+    setattr(owner, name, measured)
+    try:
+        yield
+    finally:
+        setattr(owner, name, method)
+
+
+def run_reference(pipeline: Any, size: int, steps: int, count: int, photos: list[Image.Image]) -> Times:
+    times: Times = {}
+    since = time.perf_counter()
+    with (
+        timed(pipeline, "generate_prior_tokens", times, "tokens"),
+        timed(pipeline.transformer, "forward", times, "diffusion"),
+        timed(pipeline.vae, "decode", times, "autoencoder"),
+    ):
+        for seed in range(count):  # several pictures of one call would share their visual tokens
+            pipeline(
+                PROMPT, image=list(photos) or None, height=size, width=size, num_inference_steps=steps,
+                guidance_scale=1.5, generator=torch.Generator().manual_seed(seed),
+            )  # fmt: skip
+    return _with_other(times, time.perf_counter() - since)
+
+
+def run_ours(pipeline: Any, size: int, steps: int, count: int, photos: list[Image.Image], options: dict) -> Times:
+    import arimage.engine as engine
+    from arimage.autoregressive.model import AutoregressiveModel
+    from decoder.autoencoder import Autoencoder
+    from decoder.diffusion_decoder import DiffusionDecoder
+
+    times: Times = {}
+    since = time.perf_counter()
+    with (
+        timed(engine, "generate_grids", times, "tokens"),
+        timed(AutoregressiveModel, "prefill", times, "prompt"),
+        timed(DiffusionDecoder, "sample", times, "diffusion"),
+        timed(Autoencoder, "decode", times, "autoencoder"),
+    ):
+        chosen = {"steps": steps, "guidance": 1.5} | options
+        pipeline.generate(PROMPT, size=size, images_per_prompt=count, seed=0, references=photos, **chosen)
+    times["tokens"] = times.get("tokens", 0.0) - times.get("prompt", 0.0)
+    return _with_other(times, time.perf_counter() - since)
+
+
+def _with_other(times: Times, total: float) -> Times:
+    return {**times, "other": max(0.0, total - sum(times.values())), "whole": total}
+
+
+def alternate(runs: dict[str, Callable[[], Times]], repeats: int) -> dict[str, list[Times]]:
+    """Each once unmeasured, then in turns."""
+    for run in runs.values():
+        run()
+    found: dict[str, list[Times]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            found[name].append(run())
+    return found
+
+
+def medians(rows: list[Times]) -> Times:
+    return {part: statistics.median(row.get(part, 0.0) for row in rows) for part in (*PARTS, "whole")}
+
+
+def spread(rows: list[Times]) -> float:
+    """Of the whole, largest over smallest, less one."""
+    wholes = [row["whole"] for row in rows]
+    return max(wholes) / min(wholes) - 1
+
+
+def bandwidth() -> float:
+    """Bytes a second that the machine reads, by a sum over 256 MB."""
+    values = torch.ones(64 * 2**20)
+    return 4 * len(values) / min(_seconds(values.sum) for _ in range(5))
+
+
+def throughput() -> float:
+    """fp32 operations a second of matrix products of the decoder's kind."""
+    a, b = torch.randn(2048, 256), torch.randn(256, 1024)
+    return 2 * 2048 * 256 * 1024 / min(_seconds(lambda: a @ b) for _ in range(20))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    since = time.perf_counter()
+    work()
+    return time.perf_counter() - since
+
+
+def cold(code: str) -> tuple[float, float]:
+    """Seconds and peak memory in GB of a fresh Python that runs some code."""
+    after = "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)"
+    since = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code + after], capture_output=True, text=True, check=True)
+    return time.perf_counter() - since, float(done.stdout.split()[-1])
+
+
+def loading(folder: Path) -> dict[str, tuple[float, float]]:
+    reference = (
+        f"import torch, diffusers\ndiffusers.GlmImagePipeline.from_pretrained({str(folder)!r}, dtype=torch.float32)"
+    )
+    ours = (
+        f"import arimage\nnetworks = arimage.load({str(folder)!r}).networks\n"
+        "for name in ('autoregressive', 'glyph_encoder', 'transformer', 'autoencoder'):\n"
+        "    with networks.use(name): pass"
+    )
+    return {name: min(cold(code) for _ in range(2)) for name, code in (("reference", reference), ("ours", ours))}
+
+
+def report(name: str, found: dict[str, list[Times]]) -> dict[str, Any]:
+    rows = {side: medians(times) for side, times in found.items()}
+    print(f"\n### {name}\n\n| | " + " | ".join((*PARTS, "whole")) + " | spread |\n|" + "---|" * (len(PARTS) + 3))
+    for side, row in rows.items():
+        cells = " | ".join(f"{row[part]:.2f}" for part in (*PARTS, "whole"))
+        print(f"| {side} | {cells} | {100 * spread(found[side]):.0f} % |")
+    for side in rows:
+        if side != "reference" and "reference" in rows:
+            theirs, ours = rows["reference"], rows[side]
+            both = {p: theirs[p] / ours[p] for p in ("tokens", "diffusion", "autoencoder", "whole") if ours[p] > 0}
+            print(f"\n{side}: " + ", ".join(f"{part} {ratio:.2f}x" for part, ratio in both.items()), flush=True)
+    return {"name": name, "medians": rows, "runs": found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="checkpoint folder; the embedded model by default")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--curve", nargs="+", help="size, batch or references, then the values")
+    parser.add_argument("--fast", action="store_true", help="also ours at tier fast, against the reference's defaults")
+    parser.add_argument("--ours-only", action="store_true", help="where the reference cannot run")
+    parser.add_argument("-o", "--output", type=Path, default=Path("speed.json"))
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    import arimage
+    from arimage.embedded import embedded_folder
+
+    folder = given.model or embedded_folder()
+    results: dict[str, Any] = {
+        "threads": given.threads, "steps": given.steps, "torch": torch.__version__,
+        "bandwidth_gb_s": bandwidth() / 1e9, "fp32_gflop_s": throughput() / 1e9, "tables": [],
+    }  # fmt: skip
+    print(f"{results['bandwidth_gb_s']:.0f} GB/s, {results['fp32_gflop_s']:.0f} GFLOP/s, {given.threads} threads")
+    results["loading"] = {} if given.ours_only else loading(folder)
+    for side, (seconds, peak) in results["loading"].items():
+        print(f"import and load, {side}: {seconds:.1f} s, {peak:.2f} GB")
+    ours, reference = arimage.load(folder), None if given.ours_only else open_reference(folder)
+    axis, *values = given.curve or ["size", *map(str, given.sizes)]
+    for value in map(int, values):
+        size = value if axis == "size" else given.sizes[0]
+        count = value if axis == "batch" else 1
+        shown = value if axis == "references" else 0
+        photos = [Image.new("RGB", (size, size), (40 * i, 90, 200)) for i in range(shown)]
+
+        def ours_with(size: int, count: int, photos: list[Image.Image], options: dict[str, Any]) -> Callable[[], Times]:
+            return lambda: run_ours(ours, size, given.steps, count, photos, options)
+
+        runs: dict[str, Callable[[], Times]] = {}
+        if reference is not None:
+            runs["reference"] = lambda s=size, c=count, p=photos: run_reference(reference, s, given.steps, c, p)  # type: ignore[misc]
+        runs["ours"] = ours_with(size, count, photos, {})
+        if given.fast:
+            from arimage.pipeline import TIERS
+
+            runs["ours, fast"] = ours_with(size, count, photos, TIERS["fast"])
+        results["tables"].append(report(f"{axis} {value}, {given.steps} steps", alternate(runs, given.repeats)))
+    given.output.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

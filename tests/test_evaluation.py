@@ -1,0 +1,157 @@
+"""The evaluation's formulas, and that its judge tells right pictures from wrong ones."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+
+from arimage.configuration import load_yaml
+from arimage.data.assets import Assets
+from arimage.data.scenes import Scenes
+from arimage.evaluation.config import EvaluateConfig
+from arimage.evaluation.judge import Case, Judge
+from arimage.evaluation.lpips import Lpips, _Arrays
+from arimage.evaluation.measures import border_color, foreground, named_color_found, region_psnr
+from arimage.evaluation.reading import characters_found, edit_distance, word_similarity, words_found
+from arimage.evaluation.report import markdown, write_report
+from arimage.evaluation.run import Outcome, cases, rows
+from arimage.training.objective import pixels
+from tests.tiny_assets import tiny_assets
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
+    return tiny_assets(tmp_path_factory.mktemp("assets"))
+
+
+def config(assets: Assets, *tasks: str) -> EvaluateConfig:
+    scenes = {"tasks": dict.fromkeys(tasks, 1.0), "sizes": ((128, 128),), "patterns": 0.0, "jitter": 0,
+              "scales": (0, 1, 0), "threes": 0.0}  # fmt: skip
+    return EvaluateConfig.model_validate({"assets": "x", "groups": {"one": {"scenes": scenes}}, "cases": 4})
+
+
+@pytest.fixture(scope="module")
+def judge(assets: Assets) -> Judge:
+    composer = Scenes(assets, config(assets, "subject").groups["one"].scenes).composer
+    return Judge(assets, composer.concepts, composer.styles)
+
+
+def test_words_are_scored_as_in_cvtg_2k() -> None:
+    assert words_found("Open Late", ["OPEN", "lats"]) == (1, 2)
+    assert words_found("open", ["o pen"]) == (0, 1)
+    assert word_similarity("open late", ["open", "lats"]) == pytest.approx((1 + 0.75) / 2)
+    assert word_similarity("open", []) == 0
+
+
+def test_characters_are_scored_as_in_longtext_bench() -> None:
+    assert characters_found("你好你", ["你", "x好"]) == (2, 3)
+    assert characters_found("abc", ["abc"]) == (0, 0)
+
+
+@pytest.mark.parametrize(("a", "b", "distance"), [("kitten", "sitting", 3), ("", "abc", 3), ("same", "same", 0)])
+def test_edit_distance_is_levenshteins(a: str, b: str, distance: int) -> None:
+    assert edit_distance(a, b) == edit_distance(b, a) == distance
+
+
+def test_a_square_on_a_colour_is_found_with_its_place() -> None:
+    picture = Image.new("RGB", (100, 100), (35, 87, 214))
+    ImageDraw.Draw(picture).rectangle((60, 20, 79, 39), fill=(255, 255, 255))
+    assert border_color(picture) == (35, 87, 214)
+    seen = foreground(picture)
+    assert seen is not None
+    assert seen.box == (60, 20, 80, 40)
+    assert (seen.x, seen.y) == pytest.approx((0.7, 0.3), abs=0.01)
+    assert foreground(picture, (0, 0, 50, 100)) is None
+    assert named_color_found(picture, (35, 87, 214))
+    assert named_color_found(picture, (35, 90, 220))
+    assert not named_color_found(picture, (122, 48, 178))
+
+
+def test_psnr_counts_the_region_only() -> None:
+    first, second = Image.new("RGB", (8, 8), (100, 100, 100)), Image.new("RGB", (8, 8), (110, 110, 110))
+    second.paste((255, 0, 0), (0, 0, 8, 4))
+    region = np.zeros((8, 8), bool)
+    region[4:] = True
+    assert region_psnr(first, second, region) == pytest.approx(20 * np.log10(25.5), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("task", "ability"),
+    [("subject", "subject"), ("subjects", "placement, two"), ("background", "edit: background"),
+     ("replace", "edit: replace subject"), ("style", "edit: style"), ("identity", "identity")],
+)  # fmt: skip
+def test_the_true_scene_is_right_and_another_is_wrong(assets: Assets, judge: Judge, task: str, ability: str) -> None:
+    """The judge needs MobileNetV2, which is part of the development environment."""
+    wanted = cases(config(assets, task), assets, "one")
+    judge.__dict__["reader"] = lambda picture: []
+    right = wrong = 0.0
+    for case in wanted:
+        blurred = case.record.image.filter(ImageFilter.GaussianBlur(0.5))
+        right += judge(case, blurred)[ability][0]
+        blank = Image.new("RGB", case.record.image.size, (1, 250, 250))
+        wrong += judge(case, blank)[ability][0]
+    assert right >= 0.5 * len(wanted)
+    assert wrong < right
+
+
+def test_the_table_pools_points_and_shows_languages_and_ceiling(assets: Assets, tmp_path: Path) -> None:
+    made = cases(config(assets, "subject"), assets, "one")
+    assert [case.language for case in made[:2]] == ["en", "zh"]
+    picture = Image.new("RGB", (64, 64))
+    outcomes = [
+        Outcome(case, picture, {"subject": (float(case.language == "en"), 1)}, {"subject": (1.0, 1)}) for case in made
+    ]
+    (row,) = rows(outcomes)
+    assert (row.share, row.ceiling, row.cases) == (0.5, 1.0, 8)
+    assert row.by_language == {"en": 1.0, "zh": 0.0}
+    assert row.gap == 100
+    assert row.low < 0.5 < row.high
+    assert "| subject | 8 | 50.0 % |" in markdown([row], {"kid": 1.0})
+    write_report(tmp_path / "report", [row], {"kid": 1.0}, outcomes, assets.fonts, 4, {"model": "m"})
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"results.json", "results.md", "sheet.png"}
+
+
+def test_nanos_evaluation_asks_for_what_training_never_saw() -> None:
+    wanted = load_yaml(ROOT / "configs" / "nano" / "evaluate.yaml", EvaluateConfig, [])
+    assert all(group.scenes.split == "evaluation" and group.scenes.held for group in wanted.groups.values())
+    assert 2 * wanted.cases >= 100
+
+
+def test_features_are_unit_vectors(judge: Judge) -> None:
+    found = judge.features([Image.new("RGB", (50, 70), (200, 10, 10)), Image.new("RGB", (64, 64))])
+    assert found.shape == (2, 1280)
+    assert torch.allclose(found.norm(dim=1), torch.ones(2))
+
+
+def test_a_case_knows_its_scene(assets: Assets) -> None:
+    case: Case = cases(config(assets, "subject"), assets, "one")[0]
+    assert case.scene["subjects"]
+
+
+def test_lpips_is_nought_for_the_same_picture_and_grows_with_blur() -> None:
+    distance = Lpips()
+    picture = Image.effect_noise((96, 96), 90).convert("RGB")
+    first, soft, softer = (
+        pixels(p)[None] for p in (picture, *(picture.filter(ImageFilter.GaussianBlur(r)) for r in (0.7, 2)))
+    )
+    assert float(distance(first, first)) == 0
+    assert 0.01 < float(distance(first, soft)) < float(distance(first, softer))
+
+
+def test_weights_of_lpips_are_arrays_and_nothing_else(tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return exec, ("raise SystemExit('run')",)
+
+    file = tmp_path / "harm"
+    file.write_bytes(pickle.dumps({"AlexNet_0": Harm()}))
+    with file.open("rb") as handle, pytest.raises(pickle.UnpicklingError, match="exec is no array"):
+        _Arrays(handle).load()
+    file.write_bytes(pickle.dumps({"a": np.arange(3.0)}))
+    with file.open("rb") as handle:
+        assert _Arrays(handle).load()["a"].tolist() == [0, 1, 2]
