@@ -31,6 +31,7 @@ class Domain(BaseModel):
         letters: of the longest English word that it can write.
         capitals: whether it writes capital letters only.
         characters: the Chinese characters that it can write, at most ``row`` of them in a text.
+        notice: said with every prompt, for a model that is not finished.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,6 +42,7 @@ class Domain(BaseModel):
     capitals: bool
     characters: str
     row: int
+    notice: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> "Domain | None":
@@ -53,7 +55,8 @@ class Domain(BaseModel):
     def notes(self, prompt: str, *, editing: bool = False) -> list[str]:
         """What should be known about a prompt, in plain sentences; nothing when it lies within the domain."""
         texts = quoted_texts(prompt)
-        found = [note for text in texts for note in self._about_text(text)]
+        found = [self.notice] if self.notice else []
+        found += [note for text in texts for note in self._about_text(text)]
         rest = QUOTED.sub(" ", prompt) if texts else prompt
         if editing:
             return found

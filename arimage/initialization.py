@@ -1,9 +1,10 @@
 """Starting points for training: a checkpoint folder with random weights, or one that begins from GLM-4.
 
 Weights are normal with a variance of one over their inputs, biases zero; embeddings are wide enough that the norms
-behind them do not blow their gradients up. AdaLN-zero in the diffusion transformer (Peebles & Xie 2022,
-arXiv:2212.09748), so that every block starts as the identity; the autoencoder close to linear; the glyph encoder as its
-library does it.
+behind them do not blow their gradients up. GLM-4's norms behind attention and feed-forward begin at a fifth, or the
+blocks of an untrained model would drown what its tokens say. AdaLN-zero in the diffusion transformer (Peebles & Xie
+2022, arXiv:2212.09748), so that every block starts as the identity; the autoencoder close to linear; the glyph encoder
+as its library does it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,8 @@ from arimage.text_tokenizer import text_tokenizer
 from arimage.weights import WeightFiles
 
 EMBEDDING_DEVIATION = 0.5
+POST_NORM = 0.2
+POST_NORMS = (".post_self_attn_layernorm.weight", ".post_mlp_layernorm.weight")
 LOG_VARIANCE = -6.0
 
 
@@ -90,6 +93,9 @@ def initial_networks(config: ModelConfig, seed: int) -> dict[Component, nn.Modul
     language, transformer = networks["vision_language_encoder"], networks["transformer"]
     _initialize(language.to_empty(device="cpu"), seed)
     _initialize(transformer.to_empty(device="cpu"), seed + 1)
+    for name, parameter in language.named_parameters():
+        if name.endswith(POST_NORMS):
+            nn.init.constant_(parameter, POST_NORM)
     for name, parameter in transformer.named_parameters():
         if ".norm1.linear." in name or name.startswith(("norm_out.linear.", "proj_out.")):
             nn.init.zeros_(parameter)

@@ -2,8 +2,8 @@
 
 python benchmarks/training_overhead.py --assets data/nano --start runs/nano/start --threads 2
 
-Both loops use the same objective, the same batches, AdamW, clipping and a moving average of the weights; ours adds
-everything else (data order, schedules, checks, logs, accelerate).
+Both loops use the same objective, the same batches, the same optimiser, clipping and a moving average of the weights;
+ours adds everything else (data order, schedules, checks, logs, accelerate).
 """
 
 import argparse
@@ -19,6 +19,7 @@ from arimage.checkpoint import Checkpoint
 from arimage.configuration import load_yaml
 from arimage.training.config import TrainConfig
 from arimage.training.loop import Run, build_objective
+from arimage.training.optimizer import build_optimizer
 
 STAGES = ("autoregressive-256", "decoder-256")
 
@@ -59,7 +60,7 @@ def bare(config: TrainConfig) -> float:
     objective.requires_grad_(True)
     batches = Run(config).batches
     parameters = list(objective.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=config.betas)
+    optimizer = build_optimizer(list(objective.named_parameters()), config)
     average = [p.detach().clone() for p in parameters]
     start = 0.0
     for step in range(config.steps):

@@ -37,6 +37,11 @@ def test_what_lies_outside_is_named(prompt: str, note: str) -> None:
     assert any(note in said for said in DOMAIN.notes(prompt))
 
 
+def test_an_unfinished_model_says_so_with_every_prompt() -> None:
+    unfinished = DOMAIN.model_copy(update={"notice": "not finished"})
+    assert unfinished.notes("a fox") == unfinished.notes("make it red", editing=True) == ["not finished"]
+
+
 def test_an_instruction_needs_no_subject() -> None:
     assert DOMAIN.notes("make it brighter", editing=True) == []
 

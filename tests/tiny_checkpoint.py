@@ -16,6 +16,7 @@ CONFIG = ModelConfig.model_validate(
         "text_model": {
             "vocab_size": 600, "vision_vocab_size": 128, "hidden_size": 64, "intermediate_size": 96,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "mrope_section": [2, 1, 1],
+            "rope_theta": 8.0,
             "pad_token_id": 590,
         },
         "transformer": {

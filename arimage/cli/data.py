@@ -183,6 +183,7 @@ def captions(
 def domain(
     config: Annotated[Path, typer.Argument(help="An evaluation, for example configs/nano/evaluate.yaml.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path("domain.json"),
+    notice: Annotated[str, typer.Option("--notice", help="Said with every prompt, of an unfinished model.")] = "",
 ) -> None:
     """Write down what a small model is taught; in its checkpoint folder it lets the commands say when a prompt is not.
 
@@ -196,7 +197,7 @@ def domain(
 
     wanted = load_yaml(config, EvaluateConfig, [])
     scenes = next(iter(wanted.groups.values())).scenes
-    made = domain_of(scenes, Assets.open(wanted.assets))
+    made = domain_of(scenes, Assets.open(wanted.assets)).model_copy(update={"notice": notice})
     write_whole(output, (made.model_dump_json() + "\n").encode())
     print(f"{output}: {len(made.subjects)} subjects, {len(made.characters)} Chinese characters")
 

@@ -430,15 +430,16 @@ class Run:
     def evaluate(self) -> dict[str, float]:
         """Mean losses over the held-out batches."""
         assert self.held_out is not None
-        totals: dict[str, float] = {}
+        found: dict[str, list[float]] = {}
         count = self.config.evaluation_batches
         with self.averaged():
             self._seed(-2)
             for number in range(count):
                 losses = self.model(self._moved(self.held_out[number].tensors))
                 for name, value in losses.items():
-                    totals[name] = totals.get(name, 0.0) + float(value) / count
-            totals = self._over_processes(totals) | self.objective.report(self.held_out, count)
+                    found.setdefault(name, []).append(float(value))
+            means = {name: statistics.fmean(values) for name, values in found.items()}  # not all batches have all parts
+            totals = self._over_processes(means) | self.objective.report(self.held_out, count)
         if self.facts["best"] is None or totals["loss"] < self.facts["best"]:
             self.facts |= {"best": totals["loss"], "best_step": self.step}
         return totals

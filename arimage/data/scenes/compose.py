@@ -90,7 +90,7 @@ class Composer:
         if self.settings.split == "train":
             return not (any(combinations) or text or concepts)
         if held == "combination":
-            return bool(combinations) and all(combinations) and not concepts and not text
+            return any(combinations) and not concepts and not text
         if held == "word":
             return text and not concepts
         if held == "reference concept":
