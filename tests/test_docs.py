@@ -12,8 +12,8 @@ from arimage.cli.reference import reference
 ROOT = Path(__file__).parent.parent
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 NOT_HERE = (
-    "path/to/", "make demo", "make test", "holiday/", "photo.jpg", "data check photos/", "arimage train", "arimage evaluate",
-    "a red fox on a blue background", "fox.png",
+    "path/to/", "make demo", "make test", "holiday/", "photo.jpg", "data check photos/", "arimage train",
+    "arimage evaluate", "a red fox on a blue background", "fox.png",
 )  # fmt: skip
 
 
