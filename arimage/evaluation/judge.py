@@ -77,7 +77,7 @@ class Judge:
         if task == "style":
             return {"edit: style": self._style(case, picture)}
         if task == "identity":
-            return {"identity": self._seen(case, picture)}
+            return {"identity": self._seen(case, picture, foreground(picture))}
         return {}
 
     # Abilities
@@ -90,7 +90,7 @@ class Judge:
         subjects = case.scene["subjects"]
         if len(subjects) == 1:
             seen = foreground(picture)
-            return {"subject": self._seen(case, picture), "placement, one": (float(_near(seen, case)), 1)}
+            return {"subject": self._seen(case, picture, seen), "placement, one": (float(_near(seen, case)), 1)}
         return {"placement, two": (float(self._two(case, picture)), 1)}
 
     def _no_text(self, picture: Image.Image) -> dict[str, Share]:
@@ -105,9 +105,9 @@ class Judge:
     def _language(self, case: Case) -> str:
         return case.scene["lettering"]["language"]
 
-    def _seen(self, case: Case, picture: Image.Image) -> Share:
+    def _seen(self, case: Case, picture: Image.Image, seen: Foreground | None) -> Share:
         """Whether what stands out is nearer to the wanted sprite than to any other of its style."""
-        seen, subject = foreground(picture), case.scene["subjects"][0]
+        subject = case.scene["subjects"][0]
         if seen is None:
             return 0.0, 1
         return float(self._nearest(case, picture, seen.box, subject) == subject["concept"]), 1
