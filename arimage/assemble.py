@@ -7,9 +7,15 @@ import torch
 from torch import Tensor
 
 from arimage.checkpoint import Checkpoint, Component, update_checkpoint
-from arimage.errors import UsageError, nearest
+from arimage.errors import CheckpointError, UsageError, nearest
 from arimage.weights import WeightFiles
 
+SETTINGS = {
+    "semantic_tokenizer": ("vision_encoder", "quantizer"),
+    "autoregressive": ("text_model",),
+    "transformer": ("transformer",),
+    "glyph_encoder": ("glyph_encoder",),
+}
 PARTS: dict[str, tuple[Component, tuple[str, ...]]] = {
     "semantic_tokenizer": ("vision_language_encoder", ("model.visual.", "model.vqmodel.")),
     "autoregressive": ("vision_language_encoder", ("model.language_model.", "lm_head.")),
@@ -37,7 +43,7 @@ def assemble(
 
     Raises:
         UsageError: a network is not known.
-        CheckpointError: a folder's network has other dimensions.
+        CheckpointError: a folder's network has other dimensions or settings (RoPE, norms) than that of ``base``.
     """
     checkpoint = Checkpoint.open(base)
     config = checkpoint.config
@@ -50,6 +56,20 @@ def assemble(
         weights = WeightFiles(other.path / component)
         names = [name for name in weights.names if name.startswith(prefixes)]
         states.setdefault(component, {}).update(weights.read({name: name for name in names}))
-        if part == "autoencoder":
+        if part != "autoencoder":
+            _check_settings(part, checkpoint, other)
+        else:
             config = config.model_copy(update={"autoencoder": other.config.autoencoder})
     return update_checkpoint(checkpoint, path, states, dtype=dtype, config=config, name=name, sampling=sampling)
+
+
+def _check_settings(part: str, base: Checkpoint, other: Checkpoint) -> None:
+    """Settings that weights do not show, such as RoPE's base, must be those of the folder that is written."""
+    for section in SETTINGS[part]:
+        ours, theirs = (getattr(one.config, section).model_dump() for one in (base, other))
+        for name, value in theirs.items():
+            if ours[name] != value:
+                raise CheckpointError(
+                    f"{part} of {other.path} has {section}.{name} {value}, {base.path} has {ours[name]}: take that "
+                    "folder as the base"
+                )

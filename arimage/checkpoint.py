@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from arimage.autoregressive.model import AutoregressiveModel
+from arimage.autoregressive.sampling import TokenSampling
 from arimage.configuration import ModelConfig, read_folder, read_json
 from arimage.errors import CheckpointError, nearest
 from arimage.text_tokenizer import TextTokenizer, read_text_tokenizer
@@ -51,7 +53,10 @@ WEIGHT_NAMES = {
 T5_ALIASES = {"encoder.embed_tokens.weight": "shared.weight"}
 OUR_KEY = "_arimage"
 MAX_SHARD_SIZE = "5GB"
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "token_guidance")
+SAMPLING = (
+    *("token_guidance" if field.name == "guidance" else field.name for field in fields(TokenSampling)),
+    "preview_grid",
+)
 
 
 class Checkpoint:
@@ -102,7 +107,7 @@ class Checkpoint:
         """How this model's tokens are best drawn (``temperature``, ``top_p``, ...), where it differs from the format.
 
         Raises:
-            CheckpointError: it names something else than the options of :class:`TokenSampling`.
+            CheckpointError: it names something else than the options of :class:`TokenSampling` and ``preview_grid``.
         """
         given = dict((self._index.get(OUR_KEY) or {}).get("sampling") or {})
         for option in given:

@@ -42,6 +42,7 @@ class ImageRequest:
         canvas: RGB picture whose protected parts are kept, or that ``strength`` starts from; any size.
         mask: where the canvas may change, at the canvas's own size.
         output_size: (height, width) of the finished picture; ``size`` when None.
+        tokens: (height / 32, width / 32) visual tokens to render; generated when None.
     """
 
     prompt: str
@@ -51,9 +52,12 @@ class ImageRequest:
     canvas: Image.Image | None = None
     mask: EditMask | None = None
     output_size: tuple[int, int] | None = None
+    tokens: Tensor | None = None
 
     def __post_init__(self) -> None:
-        target_grid(*self.size)
+        grid = target_grid(*self.size)
+        if self.tokens is not None and tuple(self.tokens.shape) != tuple(grid):
+            raise ValueError(f"tokens have shape {tuple(self.tokens.shape)}, a picture of {self.size} needs {grid}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must lie in 0..2**63-1, got {self.seed}")
         if self.mask is not None and self.canvas is None:
@@ -76,6 +80,9 @@ class Settings:
         strength: in (0, 1]; below 1 the diffusion starts from the noised canvas.
         negative_text: glyph text to keep away from.
         tokens: how visual tokens are drawn.
+        preview_grid: generate the preview grid before the target, as the format has it; pictures with references
+            have none either way. Without it a model works as well as it was trained to
+            (``AutoregressiveTraining.preview``).
     """
 
     steps: int = 50
@@ -85,6 +92,7 @@ class Settings:
     strength: float = 1.0
     negative_text: str = ""
     tokens: TokenSampling = field(default_factory=TokenSampling)
+    preview_grid: bool = True
 
     def __post_init__(self) -> None:
         self.decoder()
@@ -191,7 +199,11 @@ class Engine:
         What a callback raises ends the call; nothing is left half done.
         """
         sources = self._encode_sources(requests)
-        grids = self._generate_tokens(requests, settings, sources, on_progress, on_preview)
+        asked = [request for request in requests if request.tokens is None]
+        generated = iter(self._generate_tokens(asked, settings, sources, on_progress))
+        grids = [next(generated) if request.tokens is None else [request.tokens] for request in requests]
+        if on_preview is not None:
+            self._show_preview_grids(requests, grids, on_preview)
         glyphs = self._encode_glyphs([request.prompt for request in requests], settings.negative_text)
         latents = self._diffuse(requests, settings, sources, grids, glyphs, on_progress, on_preview)
         images = self._render(requests, latents)
@@ -222,13 +234,20 @@ class Engine:
                 for key, picture in resized.items()
             }
 
+    def reconstruct(self, picture: Image.Image) -> Image.Image:
+        """A picture through the autoencoder and back, which is the best that diffusion can reach; sides of 32s."""
+        with self.networks.use("autoencoder") as autoencoder, torch.no_grad():
+            latents = autoencoder.encode(_pixels(picture.convert("RGB")).to(self.networks.device))
+            return _picture(autoencoder.decode(latents))
+
     def _source_key(self, picture: Image.Image) -> SourceKey:
         width, height = picture.size
         return id(picture), reference_size(height, width, self.limits)
 
-    def prompt(self, request: ImageRequest, references: Sequence[Tensor] = ()) -> Prompt:
+    def prompt(self, request: ImageRequest, references: Sequence[Tensor] = (), *, preview_grid: bool = True) -> Prompt:
         """The token prompt of a request whose references have these code grids."""
-        return build_prompt(self.vocabulary, request.prompt, target_grid(*request.size), references)
+        preview = preview_grid and not references
+        return build_prompt(self.vocabulary, request.prompt, target_grid(*request.size), references, preview=preview)
 
     def _generate_tokens(
         self,
@@ -236,8 +255,9 @@ class Engine:
         settings: Settings,
         sources: Sources,
         on_progress: ProgressCallback | None,
-        on_preview: PreviewCallback | None,
     ) -> list[list[Tensor]]:
+        if not requests:
+            return []
         token_requests = []
         for request in requests:
             references = [sources[self._source_key(picture)].tokens for picture in request.references]
@@ -248,8 +268,9 @@ class Engine:
                 fixed = torch.where(protected, known, FREE)
             unconditional = None
             if settings.tokens.guidance != 1:
-                unconditional = self.prompt(replace(request, prompt=""), references)
-            prompt = self.prompt(request, references)
+                without_text = replace(request, prompt="")
+                unconditional = self.prompt(without_text, references, preview_grid=settings.preview_grid)
+            prompt = self.prompt(request, references, preview_grid=settings.preview_grid)
             token_requests.append(TokenRequest(prompt, stream(request.seed, "tokens"), fixed, unconditional))
         total = sum(request.prompt.new_tokens for request in token_requests)
         finished: list[list[Tensor]] = []
@@ -262,8 +283,6 @@ class Engine:
                         on_progress(Progress("tokens", before + progress.done, total))
 
                 finished += generate_grids(model, batch, settings.tokens, self.vocabulary.codebook_size, report)
-        if on_preview is not None:
-            self._show_preview_grids(requests, finished, on_preview)
         return finished
 
     def _show_preview_grids(

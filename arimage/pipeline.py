@@ -51,6 +51,8 @@ class Options(TypedDict, total=False):
         negative_text: text to keep from appearing.
         temperature, top_p, top_k, min_p, token_guidance: how visual tokens are drawn, see
             :class:`arimage.TokenSampling`; a checkpoint may bring defaults of its own.
+        preview_grid: generate the format's preview grid before the picture's own tokens, or leave it out, which needs
+            a model that was trained for it; a checkpoint may bring its own default. Not for pictures with references.
         on_progress: called after every token and diffusion step.
         on_preview: called with cheap looks at the picture under way.
         cancel: when this event is set, the call ends with :class:`arimage.Cancelled`.
@@ -67,6 +69,7 @@ class Options(TypedDict, total=False):
     top_k: int
     min_p: float
     token_guidance: float
+    preview_grid: bool
     on_progress: Callable[[Progress], None] | None
     on_preview: Callable[[Preview], None] | None
     cancel: threading.Event | None
@@ -168,6 +171,8 @@ class ImagePipeline:
         opened = [open_picture(reference) for reference in references]
         working = parse_size(size, self.engine.limits)
         shared = tuple(picture.flattened() for picture in opened)
+        if shared:
+            _refuse_preview(options)
         requests = [
             ImageRequest(text, working, number, references=shared)
             for text, number in _numbered(prompts, images_per_prompt, seed)
@@ -205,6 +210,7 @@ class ImagePipeline:
             InputImageError: a picture or the mask cannot be used.
             Cancelled: ``cancel`` was set.
         """
+        _refuse_preview(options)
         if not isinstance(prompt, str):
             raise UsageError(f"edit takes one instruction, a string; got {type(prompt).__name__}")
         single = isinstance(image, (str, os.PathLike, bytes, Image.Image))
@@ -357,6 +363,7 @@ def _settings(options: Options, strength: float, sampling: Mapping[str, float]) 
         raise UsageError(f"tier must be one of {', '.join(TIERS)}, got {tier!r}")
     chosen = {**sampling, **{name: value for name, value in options.items() if name in SAMPLING}}
     chosen["guidance"] = chosen.pop("token_guidance", TokenSampling().guidance)
+    preview_grid = chosen.pop("preview_grid", True)
     try:
         tokens = TokenSampling(**chosen)  # type: ignore[arg-type]
         return tier, Settings(
@@ -367,6 +374,7 @@ def _settings(options: Options, strength: float, sampling: Mapping[str, float]) 
             strength=strength,
             negative_text=options.get("negative_text", ""),
             tokens=tokens,
+            preview_grid=bool(preview_grid),
         )
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from None
@@ -382,6 +390,11 @@ def _refuse_idle(options: Options) -> None:
         for name in names:
             if applies and options.get(name):
                 raise UsageError(f"{reason}: {name} would have no effect; leave one of them out")
+
+
+def _refuse_preview(options: Options) -> None:
+    if "preview_grid" in options:
+        raise UsageError("preview_grid has no effect on pictures with references: the format gives them no preview")
 
 
 def _flat(settings: Settings) -> dict[str, Any]:

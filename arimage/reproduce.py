@@ -54,7 +54,9 @@ def reproduce(
         ArimageError: a source is gone, or is not the picture that it was.
     """
     opened = _find(recipe.references, sources, "--input")
-    options: dict[str, Any] = {**recipe.settings, "tier": recipe.tier}
+    options: dict[str, Any] = {"preview_grid": True, **recipe.settings, "tier": recipe.tier}
+    if recipe.references:
+        del options["preview_grid"]
     strength = options.pop("strength")
     for name, value in DEFAULTS.items():
         if options[name] == value:

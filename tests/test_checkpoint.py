@@ -12,7 +12,7 @@ from transformers import GlmImageConfig, GlmImageForConditionalGeneration, T5Con
 from arimage.assemble import assemble
 from arimage.checkpoint import COMPONENTS, Checkpoint, meta_networks, save_checkpoint, update_checkpoint
 from arimage.configuration import ModelConfig, load_yaml
-from arimage.errors import CheckpointError
+from arimage.errors import CheckpointError, UsageError
 from arimage.information import network_sizes
 from arimage.initialization import initialize_folder
 from arimage.pipeline import load
@@ -304,15 +304,39 @@ def test_a_folder_may_say_how_its_tokens_are_best_drawn(tmp_path):
     """The model's own sampling stands where a call says nothing; a wrong name is an error that names the file."""
     source = tiny_folder(tmp_path / "plain")
     assert Checkpoint.open(source).sampling == {}
-    path = assemble(source, {}, tmp_path / "own", name="own", sampling={"temperature": 0.5, "token_guidance": 2.0})
+    path = assemble(
+        source,
+        {},
+        tmp_path / "own",
+        name="own",
+        sampling={"temperature": 0.5, "token_guidance": 2.0, "preview_grid": False},
+    )
     assert Checkpoint.open(path).name == "own"
     pipeline = load(path)
-    made = pipeline.generate("a", size=64, steps=1, seed=1)[0].recipe.settings
+    first = pipeline.generate("a", size=64, steps=1, seed=1)[0]
+    made = first.recipe.settings
     assert (made["temperature"], made["token_guidance"], made["top_p"]) == (0.5, 2.0, 0.75)
-    asked = pipeline.generate("a", size=64, steps=1, seed=1, temperature=0)[0].recipe.settings
-    assert asked["temperature"] == 0
+    assert (made["preview_grid"], first.preview_tokens) == (False, None)
+    asked = pipeline.generate("a", size=64, steps=1, seed=1, temperature=0, preview_grid=True)[0]
+    assert asked.recipe.settings["temperature"] == 0
+    assert asked.preview_tokens.shape == (16, 16)
+    with pytest.raises(UsageError, match="preview_grid"):
+        pipeline.edit(asked.image, "b", preview_grid=False)
     index = json.loads((path / "model_index.json").read_text())
     index["_arimage"]["sampling"] = {"temprature": 1}
     (path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"model_index.json.*temprature.*temperature"):
         load(path).generate("a", size=64, steps=1)
+
+
+def test_networks_that_were_trained_under_other_settings_are_not_put_together(tmp_path):
+    """RoPE's base is not to be seen in the weights, so a part that has another one must be refused by its name."""
+    base = tiny_folder(tmp_path / "base")
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    config = json.loads((other / "vision_language_encoder" / "config.json").read_text())
+    config["text_config"]["rope_parameters"]["rope_theta"] = 8.0
+    (other / "vision_language_encoder" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"text_model.rope_theta 8.0.*10000"):
+        assemble(base, {"autoregressive": other}, tmp_path / "both")
+    assemble(base, {"semantic_tokenizer": other}, tmp_path / "both")

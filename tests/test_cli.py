@@ -195,6 +195,7 @@ OPTIONS = [
     ("--top-k", "1", "top_k", 1),
     ("--min-p", "0.9", "min_p", 0.9),
     ("--token-guidance", "3", "token_guidance", 3.0),
+    ("--no-preview-grid", "", "preview_grid", False),
 ]
 
 

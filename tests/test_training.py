@@ -284,6 +284,29 @@ def test_noise_levels_are_those_of_the_sampler_and_rise_with_size() -> None:
     assert {int(t) for t in told} <= set(range(1000))
 
 
+@pytest.mark.parametrize("shows", ["picture", "blank"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_so_many_pictures_begin_with_a_preview(
+    start: Path, assets: Path, tmp_path: Path, share: float, shows: str
+) -> None:
+    """Pictures have one as often as asked, edits never; a blank one is the same for every picture of a size."""
+    settings = {"preview": share, "preview_shows": shows}
+    config = stage("autoregressive", start, assets, tmp_path, autoregressive=settings, batch_size=24)
+    objective: Any = build_objective(Checkpoint.open(start), config, CPU)
+    batches = StepBatches(config.data, 24, objective.collate, CaptionConfig(), seed=1)
+    batch = batches[0].tensors
+    previews = []
+    for sample, (references, own) in zip(batch["samples"], objective.tokenize(batch)):
+        assert own[-1].shape == (2, 2)
+        assert len(own) == 1 + sample["preview"]
+        assert not (references and sample["preview"])
+        previews += own[:-1]
+    pictures = sum(not sample["references"] for sample in batch["samples"])
+    assert 0 < pictures < 24
+    assert len(previews) == share * pictures or 0 < len(previews) < pictures
+    assert (len({tuple(codes.flatten().tolist()) for codes in previews}) <= 1) == (shows == "blank" or not previews)
+
+
 def stage_settings() -> Any:
     from arimage.training.config import DecoderTraining
 

@@ -60,8 +60,11 @@ def packed_causal_attention(query: Tensor, key: Tensor, value: Tensor, lengths: 
         longest = max(lengths)
         attended = flash_attn_varlen_func(query[0], key[0], value[0], ends, ends, longest, longest, causal=True)
         return attended[None]
-    rows = [pad_sequence(tensor[0].split(list(lengths)), batch_first=True) for tensor in (query, key, value)]
-    attended = causal_attention(rows[0], rows[1], rows[2])
+    if query.device.type == "cpu":
+        rows = zip(*(tensor.split(list(lengths), dim=1) for tensor in (query, key, value)))
+        return torch.cat([causal_attention(*row) for row in rows], dim=1)
+    padded = [pad_sequence(tensor[0].split(list(lengths)), batch_first=True) for tensor in (query, key, value)]
+    attended = causal_attention(*padded)
     return torch.cat([row[:length] for row, length in zip(attended, lengths)])[None]
 
 

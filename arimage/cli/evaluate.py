@@ -51,6 +51,7 @@ def evaluate(
     about = {
         "model": pipeline.checkpoint.name,
         "weights_sha256": pipeline.networks.weights_hash(),
+        "part": wanted.part,
         "options": wanted.options,
         "cases": wanted.cases,
     }

@@ -36,6 +36,7 @@ def generate(
     top_k: options.TopK = None,
     min_p: options.MinP = None,
     token_guidance: options.TokenGuidance = None,
+    preview_grid: options.PreviewGrid = None,
     model: options.Model = None,
     device: options.Device = None,
     dtype: options.DataType = None,
@@ -81,6 +82,7 @@ def generate(
         top_k=top_k,
         min_p=min_p,
         token_guidance=token_guidance,
+        preview_grid=preview_grid,
     )
     with console.progress() as progress:
         images = pipeline.generate(

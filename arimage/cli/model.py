@@ -107,10 +107,14 @@ def _sampling(given: list[str]) -> dict[str, float] | None:
         option, _, value = text.partition("=")
         if option not in SAMPLING:
             raise UsageError(f"--sampling: there is no {option!r}{nearest(option, SAMPLING)}")
+        if option == "preview_grid" and value in ("true", "false"):
+            found[option] = value == "true"
+            continue
         try:
             found[option] = int(value) if option == "top_k" else float(value)
         except ValueError:
-            raise UsageError(f"--sampling: {option} must be a number, got {value!r}") from None
+            kind = "true or false" if option == "preview_grid" else "a number"
+            raise UsageError(f"--sampling: {option} must be {kind}, got {value!r}") from None
     return found or None
 
 

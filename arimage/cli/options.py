@@ -48,6 +48,10 @@ MinP = Annotated[float | None, _option("--min-p", panel=TOKENS, help="Least shar
 TokenGuidance = Annotated[
     float | None, _option("--token-guidance", panel=TOKENS, help="Guidance of the tokens, 1 is none.")
 ]
+PreviewGrid = Annotated[
+    bool | None,
+    _option("--preview-grid/--no-preview-grid", panel=TOKENS, help="Generate the format's preview grid first."),
+]
 Seed = Annotated[
     int | None, _option("--seed", "-s", panel=PICTURE, help="Of the first picture; the next ones count on from it.")
 ]

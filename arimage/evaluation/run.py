@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from arimage.data.assets import Assets
 from arimage.data.scenes import Scenes
@@ -94,9 +95,21 @@ def evaluate(
 
 def pictures(batch: Sequence[Case], pipeline: ImagePipeline, config: EvaluateConfig) -> list[Image.Image]:
     """The pictures of some cases, made in one call of the engine."""
+    if config.part == "autoencoder":
+        return [pipeline.engine.reconstruct(case.record.image) for case in batch]
+    tokens: Sequence[Tensor | None] = [None] * len(batch)
+    if config.part == "decoder":
+        with pipeline.networks.use("semantic_tokenizer") as tokenizer:
+            tokens = tokenizer.encode([case.record.image.convert("RGB") for case in batch])
     requests = [
-        ImageRequest(case.prompt, case.record.image.size[::-1], config.seed + case.index, case.record.sources)
-        for case in batch
+        ImageRequest(
+            case.prompt,
+            case.record.image.size[::-1],
+            config.seed + case.index,
+            case.record.sources,
+            tokens=codes,
+        )
+        for case, codes in zip(batch, tokens)
     ]
     return [made.image for made in pipeline.make(requests, **config.options)]
 

@@ -1,18 +1,30 @@
 """Training of the autoregressive model: the next visual token, for pictures and edits alike.
 
 Sequences come from the layout that generation uses, packed in one row without padding. The preview is the picture's
-own view at the preview grid's size; its tokens have a weight of their own. Only visual tokens and the image end carry
-loss. A sample's loss is the weighted mean over its tokens, the batch's the mean over its samples.
+own view at the preview grid's size, or left out, or blank; its tokens have a weight of their own. Only visual tokens
+and the image end carry loss. A sample's loss is the weighted mean over its tokens, the batch's the mean over its
+samples.
 """
 
 from collections.abc import Mapping, Sequence
+from random import Random
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from arimage.autoregressive.layout import IGNORED_LABEL, Region, build_prompt, target_grid, training_sequence
+from arimage.autoregressive.layout import (
+    IGNORED_LABEL,
+    PIXELS_PER_TOKEN,
+    Grid,
+    Region,
+    build_prompt,
+    preview_grid,
+    target_grid,
+    training_sequence,
+)
 from arimage.autoregressive.vocabulary import Vocabulary
 from arimage.checkpoint import Checkpoint, Component
 from arimage.data.records import EncodedRecord
@@ -47,48 +59,61 @@ class AutoregressiveObjective(Objective):
         processor = checkpoint.config.processor
         self.limits = SizeLimits(processor.min_side, processor.max_side)
         self.model.text_rows_frozen = config.vision_rows_only
+        self._blanks: dict[Grid, Tensor] = {}
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         samples: list[dict[str, Any]] = []
         for example in examples:
             record = example.record
+            sample: dict[str, Any] = {"text": example.caption}
             if isinstance(record, EncodedRecord):
-                own = [codes for codes in (record.preview, record.codes) if codes is not None]
-                known = [codes for codes, _ in record.references], own
-                samples.append({"text": example.caption, "size": record.size, "encoded": known})
-                continue
-            references = [half_size_pixels(reference_view(source, self.limits)) for source in record.sources]
-            samples.append(
-                {
-                    "text": example.caption,
-                    "size": (record.image.height, record.image.width),
-                    "target": half_size_pixels(record.image),
-                    "preview": None if references else preview_view(record.image),
-                    "references": references,
-                }
-            )
+                sample["size"], sample["encoded"] = record.size, record
+                pictured = not record.references
+            else:
+                sample["size"] = record.image.height, record.image.width
+                sample["references"] = [half_size_pixels(reference_view(one, self.limits)) for one in record.sources]
+                sample["target"] = half_size_pixels(record.image)
+                pictured = not record.sources
+            sample["preview"] = pictured and Random(f"preview/{example.seed}").random() < self.settings.preview
+            if sample["preview"] and self.settings.preview_shows == "picture" and "target" in sample:
+                sample["preview_view"] = preview_view(example.pictured.image)
+            samples.append(sample)
         return {"samples": samples}
 
     def tokenize(self, batch: Mapping[str, Any]) -> list[tuple[list[Tensor], list[Tensor]]]:
         """For each sample its references' grids, and the grids to predict (preview and target, or the target)."""
-        views, counts = [], []
-        for sample in batch["samples"]:
-            if "encoded" in sample:
-                counts.append((0, 0))
-                continue
-            own = [view for view in (sample["preview"], sample["target"]) if view is not None]
-            views += [*sample["references"], *own]
-            counts.append((len(sample["references"]), len(own)))
+        samples = batch["samples"]
+        views = [view for sample in samples for view in _views(sample)]
         grids = iter(encode_views(self.helpers["tokenizer"], views, self.device))
-        made = [([next(grids).cpu() for _ in range(a)], [next(grids).cpu() for _ in range(b)]) for a, b in counts]
-        known = [sample.get("encoded") for sample in batch["samples"]]
-        return [one if encoded is None else _on_cpu(encoded) for one, encoded in zip(made, known)]
+        made = []
+        for sample in samples:
+            encoded = sample.get("encoded")
+            if encoded is None:
+                references = [next(grids).cpu() for _ in sample["references"]]
+                own = [next(grids).cpu() for _ in range(1 + ("preview_view" in sample))]
+            else:
+                references = [codes.cpu() for codes, _ in encoded.references]
+                own = [codes.cpu() for codes in (encoded.preview, encoded.codes) if codes is not None]
+            if not sample["preview"]:
+                own = own[-1:]
+            elif self.settings.preview_shows == "blank":
+                own = [self._blank(preview_grid(target_grid(*sample["size"]))), own[-1]]
+            made.append((references, own))
+        return made
+
+    def _blank(self, grid: Grid) -> Tensor:
+        if grid not in self._blanks:
+            white = Image.new("RGB", (grid.width * PIXELS_PER_TOKEN, grid.height * PIXELS_PER_TOKEN), "white")
+            codes = encode_views(self.helpers["tokenizer"], [half_size_pixels(white)], self.device)
+            self._blanks[grid] = codes[0].cpu()
+        return self._blanks[grid]
 
     def forward(self, batch: Mapping[str, Any]) -> Losses:
         grids = self.tokenize(batch)
         sequences = []
         for sample, (references, own) in zip(batch["samples"], grids):
-            prompt = build_prompt(self.vocabulary, sample["text"], target_grid(*sample["size"]), references)
+            size = target_grid(*sample["size"])
+            prompt = build_prompt(self.vocabulary, sample["text"], size, references, preview=sample["preview"])
             sequences.append(training_sequence(prompt, own, self.vocabulary))
         lengths = [len(sequence.tokens) for sequence in sequences]
         tokens = torch.cat([sequence.tokens for sequence in sequences])[None].to(self.device)
@@ -124,6 +149,9 @@ class AutoregressiveObjective(Objective):
         return {"vision_language_encoder": {name.removeprefix("model."): w for name, w in weights.items()}}
 
 
-def _on_cpu(grids: tuple[list[Tensor], list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    references, own = grids
-    return [grid.cpu() for grid in references], [grid.cpu() for grid in own]
+def _views(sample: Mapping[str, Any]) -> list[Tensor]:
+    """The pictures of a sample that are still to be encoded: references, preview, target."""
+    if "encoded" in sample:
+        return []
+    preview = [sample["preview_view"]] if "preview_view" in sample else []
+    return [*sample["references"], *preview, sample["target"]]

@@ -113,11 +113,17 @@ class AutoregressiveTraining(_Strict):
     """Losses of the autoregressive model.
 
     Attributes:
+        preview: share of the pictures that begin with a preview; the others are their target alone. Below 1 the
+            checkpoint can leave the preview out (``Sampling.preview``), and learns from shorter sequences.
+        preview_shows: the picture itself, as the format means it, or a blank one: where a model is too small to learn
+            a picture twice at two scales, it fills the place that the format keeps for the preview and no more.
         preview_weight: of the preview's tokens against the target's.
         end_weight: of the image end.
         label_smoothing: in [0, 1).
     """
 
+    preview: float = Field(1.0, ge=0, le=1)
+    preview_shows: Literal["picture", "blank"] = "picture"
     preview_weight: float = Field(1.0, ge=0)
     end_weight: float = Field(0.1, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
