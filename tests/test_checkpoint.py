@@ -335,8 +335,8 @@ def test_networks_that_were_trained_under_other_settings_are_not_put_together(tm
     other = tmp_path / "other"
     shutil.copytree(base, other)
     config = json.loads((other / "vision_language_encoder" / "config.json").read_text())
-    config["text_config"]["rope_parameters"]["rope_theta"] = 8.0
+    config["text_config"]["rope_parameters"]["rope_theta"] = 10000.0
     (other / "vision_language_encoder" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"text_model.rope_theta 8.0.*10000"):
+    with pytest.raises(CheckpointError, match=r"text_model.rope_theta 10000.*8"):
         assemble(base, {"autoregressive": other}, tmp_path / "both")
     assemble(base, {"semantic_tokenizer": other}, tmp_path / "both")
