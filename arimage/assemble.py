@@ -1,6 +1,6 @@
 """One checkpoint folder out of several: networks that were trained side by side, put together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,18 +10,18 @@ from arimage.checkpoint import Checkpoint, Component, update_checkpoint
 from arimage.errors import CheckpointError, UsageError, nearest
 from arimage.weights import WeightFiles
 
-SETTINGS = {
-    "semantic_tokenizer": ("vision_encoder", "quantizer"),
-    "autoregressive": ("text_model",),
-    "transformer": ("transformer",),
-    "glyph_encoder": ("glyph_encoder",),
-}
-PARTS: dict[str, tuple[Component, tuple[str, ...]]] = {
-    "semantic_tokenizer": ("vision_language_encoder", ("model.visual.", "model.vqmodel.")),
-    "autoregressive": ("vision_language_encoder", ("model.language_model.", "lm_head.")),
-    "transformer": ("transformer", ("",)),
-    "glyph_encoder": ("text_encoder", ("",)),
-    "autoencoder": ("vae", ("",)),
+# Of each network: the component that holds it, the prefixes of its weights, and the settings that weights do not show
+# and that the base must share. The autoencoder brings its own.
+PARTS: dict[str, tuple[Component, tuple[str, ...], tuple[str, ...]]] = {
+    "semantic_tokenizer": (
+        "vision_language_encoder",
+        ("model.visual.", "model.vqmodel."),
+        ("vision_encoder", "quantizer"),
+    ),
+    "autoregressive": ("vision_language_encoder", ("model.language_model.", "lm_head."), ("text_model",)),
+    "transformer": ("transformer", ("",), ("transformer",)),
+    "glyph_encoder": ("text_encoder", ("",), ("glyph_encoder",)),
+    "autoencoder": ("vae", ("",), ()),
 }
 
 
@@ -51,21 +51,20 @@ def assemble(
     for part, folder in parts.items():
         if part not in PARTS:
             raise UsageError(f"there is no network {part!r}{nearest(part, PARTS)}; known are {', '.join(PARTS)}")
-        component, prefixes = PARTS[part]
+        component, prefixes, sections = PARTS[part]
         other = Checkpoint.open(folder)
+        _check_settings(part, sections, checkpoint, other)
         weights = WeightFiles(other.path / component)
         names = [name for name in weights.names if name.startswith(prefixes)]
         states.setdefault(component, {}).update(weights.read({name: name for name in names}))
-        if part != "autoencoder":
-            _check_settings(part, checkpoint, other)
-        else:
+        if part == "autoencoder":
             config = config.model_copy(update={"autoencoder": other.config.autoencoder})
     return update_checkpoint(checkpoint, path, states, dtype=dtype, config=config, name=name, sampling=sampling)
 
 
-def _check_settings(part: str, base: Checkpoint, other: Checkpoint) -> None:
-    """Settings that weights do not show, such as RoPE's base, must be those of the folder that is written."""
-    for section in SETTINGS[part]:
+def _check_settings(part: str, sections: Sequence[str], base: Checkpoint, other: Checkpoint) -> None:
+    """Refuse a part that was trained under other settings, such as another base of RoPE."""
+    for section in sections:
         ours, theirs = (getattr(one.config, section).model_dump() for one in (base, other))
         for name, value in theirs.items():
             if ours[name] != value:

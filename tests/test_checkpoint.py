@@ -11,6 +11,7 @@ from transformers import GlmImageConfig, GlmImageForConditionalGeneration, T5Con
 
 from arimage.assemble import assemble
 from arimage.checkpoint import COMPONENTS, Checkpoint, meta_networks, save_checkpoint, update_checkpoint
+from arimage.cli.model import _sampling
 from arimage.configuration import ModelConfig, load_yaml
 from arimage.errors import CheckpointError, UsageError
 from arimage.information import network_sizes
@@ -327,6 +328,23 @@ def test_a_folder_may_say_how_its_tokens_are_best_drawn(tmp_path):
     (path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"model_index.json.*temprature.*temperature"):
         load(path).generate("a", size=64, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("preview_grid=false", False), ("preview_grid=true", True), ("top_k=5", 5), ("top_p=0.5", 0.5)]
+)
+def test_a_sampling_default_is_read_as_what_it_is(text, value):
+    found = _sampling([text])
+    assert found == {text.split("=")[0]: value}
+    assert type(next(iter(found.values()))) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["preview_grid=0.5", "preview_grid=yes", "top_k=0.5", "top_p=much", "top_p", "other=1"]
+)
+def test_a_wrong_sampling_default_is_refused(text):
+    with pytest.raises(UsageError, match="--sampling"):
+        _sampling([text])
 
 
 def test_networks_that_were_trained_under_other_settings_are_not_put_together(tmp_path):

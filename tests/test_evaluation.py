@@ -11,15 +11,18 @@ from PIL import Image, ImageDraw, ImageFilter
 from arimage.configuration import load_yaml
 from arimage.data.assets import Assets
 from arimage.data.scenes import Scenes
+from arimage.engine import ImageRequest
 from arimage.evaluation.config import EvaluateConfig
 from arimage.evaluation.judge import Case, Judge
 from arimage.evaluation.lpips import Lpips, _Arrays
 from arimage.evaluation.measures import border_color, foreground, named_color_found, region_psnr
 from arimage.evaluation.reading import characters_found, edit_distance, word_similarity, words_found
 from arimage.evaluation.report import markdown, write_report
-from arimage.evaluation.run import Outcome, cases, rows
+from arimage.evaluation.run import Outcome, cases, pictures, rows
+from arimage.pipeline import load
 from arimage.training.objective import pixels
 from tests.tiny_assets import tiny_assets
+from tests.tiny_checkpoint import tiny_folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -120,6 +123,32 @@ def test_nanos_evaluation_asks_for_what_training_never_saw() -> None:
     wanted = load_yaml(ROOT / "configs" / "nano" / "evaluate.yaml", EvaluateConfig, [])
     assert all(group.scenes.split == "evaluation" and group.scenes.held for group in wanted.groups.values())
     assert 2 * wanted.cases >= 100
+
+
+def test_a_part_alone_starts_from_the_true_scene(
+    assets: Assets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder renders the scene's own tokens, the autoencoder the scene; neither asks the autoregressive model."""
+    pipeline = load(tiny_folder(tmp_path / "tiny"))
+    wanted = config(assets, "subject").model_copy(update={"options": {"steps": 1}})
+    case = cases(wanted, assets, "one")[0]
+    width, height = case.record.image.size
+    tokens = pipeline.networks.checkpoint.semantic_tokenizer(torch.device("cpu"), torch.float32).encode(
+        [case.record.image]
+    )
+    request = ImageRequest(case.prompt, (height, width), wanted.seed + case.index, tokens=tokens[0])
+    made = pipeline.make([request], steps=1)[0]
+    assert torch.equal(made.tokens, tokens[0])
+    monkeypatch.setattr(
+        pipeline.engine, "_generate_tokens", lambda asked, *_: [] if not asked else pytest.fail("asked for tokens")
+    )
+    (rendered,) = pictures([case], pipeline, wanted.model_copy(update={"part": "decoder"}))
+    assert np.array_equal(np.asarray(rendered), np.asarray(made.image))
+    (there_and_back,) = pictures([case], pipeline, wanted.model_copy(update={"part": "autoencoder"}))
+    assert there_and_back.size == (width, height)
+    assert not np.array_equal(np.asarray(there_and_back), np.asarray(rendered))
+    with pytest.raises(ValueError, match="tokens"):
+        ImageRequest("x", (height, 2 * width), 1, tokens=tokens[0])
 
 
 def test_features_are_unit_vectors(judge: Judge) -> None:

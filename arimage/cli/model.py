@@ -1,5 +1,6 @@
 """``arimage init`` and ``arimage info``."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,8 +94,14 @@ def assemble(
     print(run(base, chosen, output, getattr(torch, dtype), name, _sampling(sampling or [])))
 
 
+_SAMPLING_VALUES: dict[str, Callable[[str], float]] = {
+    "top_k": int,
+    "preview_grid": {"true": True, "false": False}.__getitem__,
+}
+
+
 def _sampling(given: list[str]) -> dict[str, float] | None:
-    """``name=value`` of each, as numbers.
+    """``name=value`` of each, as numbers and truth values.
 
     Raises:
         UsageError: a name or a value is wrong.
@@ -107,12 +114,9 @@ def _sampling(given: list[str]) -> dict[str, float] | None:
         option, _, value = text.partition("=")
         if option not in SAMPLING:
             raise UsageError(f"--sampling: there is no {option!r}{nearest(option, SAMPLING)}")
-        if option == "preview_grid" and value in ("true", "false"):
-            found[option] = value == "true"
-            continue
         try:
-            found[option] = int(value) if option == "top_k" else float(value)
-        except ValueError:
+            found[option] = _SAMPLING_VALUES.get(option, float)(value)
+        except (ValueError, KeyError):
             kind = "true or false" if option == "preview_grid" else "a number"
             raise UsageError(f"--sampling: {option} must be {kind}, got {value!r}") from None
     return found or None

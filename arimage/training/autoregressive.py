@@ -15,16 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from arimage.autoregressive.layout import (
-    IGNORED_LABEL,
-    PIXELS_PER_TOKEN,
-    Grid,
-    Region,
-    build_prompt,
-    preview_grid,
-    target_grid,
-    training_sequence,
-)
+from arimage.autoregressive.layout import IGNORED_LABEL, Region, build_prompt, target_grid, training_sequence
 from arimage.autoregressive.vocabulary import Vocabulary
 from arimage.checkpoint import Checkpoint, Component
 from arimage.data.records import EncodedRecord
@@ -59,7 +50,7 @@ class AutoregressiveObjective(Objective):
         processor = checkpoint.config.processor
         self.limits = SizeLimits(processor.min_side, processor.max_side)
         self.model.text_rows_frozen = config.vision_rows_only
-        self._blanks: dict[Grid, Tensor] = {}
+        self._blanks: dict[tuple[int, int], Tensor] = {}
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         samples: list[dict[str, Any]] = []
@@ -97,16 +88,16 @@ class AutoregressiveObjective(Objective):
             if not sample["preview"]:
                 own = own[-1:]
             elif self.settings.preview_shows == "blank":
-                own = [self._blank(preview_grid(target_grid(*sample["size"]))), own[-1]]
+                own = [self._blank(sample["size"]), own[-1]]
             made.append((references, own))
         return made
 
-    def _blank(self, grid: Grid) -> Tensor:
-        if grid not in self._blanks:
-            white = Image.new("RGB", (grid.width * PIXELS_PER_TOKEN, grid.height * PIXELS_PER_TOKEN), "white")
-            codes = encode_views(self.helpers["tokenizer"], [half_size_pixels(white)], self.device)
-            self._blanks[grid] = codes[0].cpu()
-        return self._blanks[grid]
+    def _blank(self, size: tuple[int, int]) -> Tensor:
+        """The preview of a white picture of ``size`` (height, width)."""
+        if size not in self._blanks:
+            white = preview_view(Image.new("RGB", size[::-1], "white"))
+            self._blanks[size] = encode_views(self.helpers["tokenizer"], [white], self.device)[0].cpu()
+        return self._blanks[size]
 
     def forward(self, batch: Mapping[str, Any]) -> Losses:
         grids = self.tokenize(batch)

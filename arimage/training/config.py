@@ -114,7 +114,7 @@ class AutoregressiveTraining(_Strict):
 
     Attributes:
         preview: share of the pictures that begin with a preview; the others are their target alone. Below 1 the
-            checkpoint can leave the preview out (``Sampling.preview``), and learns from shorter sequences.
+            checkpoint can leave the preview out (option ``preview_grid``), and learns from shorter sequences.
         preview_shows: the picture itself, as the format means it, or a blank one: where a model is too small to learn
             a picture twice at two scales, it fills the place that the format keeps for the preview and no more.
         preview_weight: of the preview's tokens against the target's.
