@@ -26,7 +26,7 @@ from arimage.autoregressive.sampling import TokenSampling
 from arimage.configuration import ModelConfig, read_folder, read_json
 from arimage.errors import CheckpointError, nearest
 from arimage.text_tokenizer import TextTokenizer, read_text_tokenizer
-from arimage.weights import WeightFiles, fill
+from arimage.weights import WeightFiles, fill, unfilled
 from decoder.autoencoder import Autoencoder
 from decoder.glyph import GlyphEncoder
 from decoder.transformer import DiffusionTransformer
@@ -123,34 +123,34 @@ class Checkpoint:
 
     def semantic_tokenizer(self, device: torch.device, dtype: torch.dtype) -> SemanticTokenizer:
         """Vision encoder and quantiser."""
-        with torch.device("meta"):
+        with unfilled():
             network = SemanticTokenizer(self.config.vision_encoder, self.config.quantizer)
             others = AutoregressiveModel(self.config.text_model).state_dict()
         return fill(network, self._weights("vision_language_encoder"), device, dtype, others)
 
     def autoregressive(self, device: torch.device, dtype: torch.dtype) -> AutoregressiveModel:
         """The autoregressive model."""
-        with torch.device("meta"):
+        with unfilled():
             network = AutoregressiveModel(self.config.text_model)
             others = SemanticTokenizer(self.config.vision_encoder, self.config.quantizer).state_dict()
         return fill(network, self._weights("vision_language_encoder"), device, dtype, others)
 
     def transformer(self, device: torch.device, dtype: torch.dtype) -> DiffusionTransformer:
         """The diffusion transformer."""
-        with torch.device("meta"):
+        with unfilled():
             network = DiffusionTransformer(self.config.transformer)
         return fill(network, self._weights("transformer"), device, dtype)
 
     def autoencoder(self, device: torch.device, dtype: torch.dtype) -> Autoencoder:
         """The latent autoencoder; in fp32 where half precision would overflow."""
-        with torch.device("meta"):
+        with unfilled():
             network = build_autoencoder(self.config)
         wide = dtype == torch.float16 or self.config.autoencoder.force_upcast
         return Autoencoder(fill(network, self._weights("vae"), device, torch.float32 if wide else dtype)).eval()
 
     def glyph_encoder(self, device: torch.device, dtype: torch.dtype) -> GlyphEncoder:
         """The glyph encoder."""
-        with torch.device("meta"):
+        with unfilled():
             network = build_glyph_encoder(self.config)
         fill(network, self._weights("text_encoder"), device, dtype, aliases=T5_ALIASES)
         network.set_input_embeddings(network.shared)
@@ -263,7 +263,7 @@ class _Lazy:
 
 
 def _check_states(config: ModelConfig, states: Mapping[Component, Mapping[str, Tensor]]) -> None:
-    with torch.device("meta"):
+    with unfilled():
         wanted = {component: network.state_dict() for component, network in meta_networks(config).items()}
     for component, shapes in wanted.items():
         given = states.get(component, {})

@@ -1,32 +1,106 @@
-"""What a model needs: parameters and memory of each network, from its configuration alone."""
+"""What a model needs: parameters and memory of each network, from its configuration alone.
 
+Working memory of one picture on a GPU in bf16, in bytes: keys and values, and about 34 x hidden for each token of the
+prompt (autoregressive model); about 32 x hidden for each token of both branches of guidance (diffusion transformer);
+four maps of the second-widest level at full size, of a tile for large pictures (autoencoder).
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
-import torch
 from torch import nn
 
+from arimage.autoregressive.layout import preview_grid, target_grid
 from arimage.autoregressive.model import AutoregressiveModel
 from arimage.checkpoint import build_autoencoder, build_glyph_encoder
 from arimage.configuration import ModelConfig
+from arimage.quantization import GROUP, is_quantized
+from arimage.weights import unfilled
+from decoder.autoencoder import TILE_PIXELS, TILED_ABOVE_PIXELS
 from decoder.transformer import DiffusionTransformer
 from tokenizer.semantic_tokenizer import SemanticTokenizer
+
+GB = 1e9
+PROMPT_TOKENS = 512
+GLYPH_TOKENS = 64
+INSIDE_PROMPT, INSIDE_ROW, MAPS = 34, 32, 4
+RESERVE = 1.0
+WEIGHT_BYTES = {None: 2.0, "int8": 1.0, "int4": 0.5 + 4 / GROUP}
 
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """Parameters of a network; its weights take ``parameters * bytes per number``."""
+    """Parameters of a network; its weights take ``parameters * bytes per number``.
+
+    ``quantized`` counts those that 8- and 4-bit weights shrink.
+    """
 
     network: str
     folder: str
     parameters: int
+    quantized: int = 0
 
-    def gigabytes(self, bytes_per_number: int) -> float:
-        return self.parameters * bytes_per_number / 1e9
+    def gigabytes(self, bytes_per_number: float, quantized: float | None = None) -> float:
+        """With as many bytes for a number, and for a quantised one."""
+        small = self.quantized if quantized is not None else 0
+        return ((self.parameters - small) * bytes_per_number + small * (quantized or 0.0)) / GB
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """A way to run a model on a GPU.
+
+    Attributes:
+        options: of ``arimage generate``; empty for the plain way.
+        gigabytes: that it needs, reserve included.
+        fits: into the memory asked about.
+        costs: what it costs beside the plain way.
+    """
+
+    options: str
+    gigabytes: float
+    fits: bool
+    costs: str
+
+
+def fit_plans(config: ModelConfig, memory: float, size: int) -> list[FitPlan]:
+    """Ways to make one square picture of ``size`` pixels on a GPU of ``memory`` GB, the plainest first."""
+    sizes = network_sizes(config)
+    work = dict(zip((one.network for one in sizes), _working_memory(config, size)))
+    plans = []
+    for weights, placement in product((None, "int8", "int4"), ("resident", "sequential")):
+        held = {one.network: one.gigabytes(2, WEIGHT_BYTES[weights] if weights else None) for one in sizes}
+        if placement == "resident":
+            needed = sum(held.values()) + max(work.values())
+        else:
+            needed = max(held[network] + work[network] for network in held)
+        options = [f"--weights {weights}"] * bool(weights) + [f"--placement {placement}"] * (placement != "resident")
+        costs = [f"reads {sum(one.gigabytes(2) for one in sizes):.1f} GB of weights for every call"] * (
+            placement != "resident"
+        )
+        costs += [f"weights are rounded to {weights[3:]} bits"] if weights else []
+        plans.append(FitPlan(" ".join(options), needed + RESERVE, needed + RESERVE <= memory, "; ".join(costs)))
+    return plans
+
+
+def _working_memory(config: ModelConfig, size: int) -> Iterator[float]:
+    """GB of each network beside its weights, in the order of :func:`network_sizes`."""
+    target, text = target_grid(size, size), config.text_model
+    tokens = PROMPT_TOKENS + target.cells + preview_grid(target).cells
+    row = 2 * (4 * target.cells + GLYPH_TOKENS)
+    pixels = size * size if size * size <= TILED_ABOVE_PIXELS else TILE_PIXELS**2
+    yield 4 * target.cells * config.vision_encoder.hidden_size * INSIDE_PROMPT / GB
+    cached = 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * tokens
+    yield (cached + PROMPT_TOKENS * text.hidden_size * INSIDE_PROMPT) / GB
+    yield GLYPH_TOKENS * config.glyph_encoder.d_model * INSIDE_PROMPT / GB
+    yield row * config.transformer.hidden_size * INSIDE_ROW / GB
+    yield MAPS * 2 * config.autoencoder.block_out_channels[:2][-1] * pixels / GB
 
 
 def network_sizes(config: ModelConfig) -> list[NetworkSize]:
     """Sizes of the five networks, in the order in which they are used; nothing is allocated."""
-    with torch.device("meta"):
+    with unfilled():
         networks: list[tuple[str, str, nn.Module]] = [
             (
                 "semantic tokenizer",
@@ -39,6 +113,14 @@ def network_sizes(config: ModelConfig) -> list[NetworkSize]:
             ("autoencoder", "vae", build_autoencoder(config)),
         ]
     return [
-        NetworkSize(name, folder, sum(parameter.numel() for parameter in network.parameters()))
+        NetworkSize(
+            name, folder, sum(parameter.numel() for parameter in network.parameters()), _quantized(name, network)
+        )
         for name, folder, network in networks
     ]
+
+
+def _quantized(name: str, network: nn.Module) -> int:
+    if not name.endswith(("autoregressive model", "transformer")):
+        return 0
+    return sum(module.weight.numel() for path, module in network.named_modules() if is_quantized(path, module))

@@ -15,6 +15,8 @@ import torch
 from arimage.checkpoint import Checkpoint
 from arimage.errors import UsageError
 from arimage.lora import Adapters, merge_adapters
+from arimage.quantization import QUANTIZED, WeightKind, check_weights, quantize
+from decoder.linear import join_projections
 
 Placement = Literal["resident", "sequential"]
 NetworkName = Literal["semantic_tokenizer", "autoregressive", "glyph_encoder", "transformer", "autoencoder"]
@@ -66,26 +68,44 @@ class Networks:
         dtype: torch.dtype,
         placement: Placement = "resident",
         adapters: Sequence[Adapters] = (),
+        weights: WeightKind | None = None,
     ) -> None:
         if placement not in ("resident", "sequential"):
             raise UsageError(f"placement {placement!r} is not known; use 'resident' or 'sequential'")
         self.checkpoint, self.device, self.dtype, self.placement = checkpoint, device, dtype, placement
-        self.adapters = tuple(adapters)
+        check_weights(weights, device)
+        self.adapters, self.weights = tuple(adapters), weights
         self._loaded: dict[str, Any] = {}
 
     @contextmanager
     def use(self, name: NetworkName) -> Iterator[Any]:
         """The network, ready to run; freed afterwards when placement is sequential."""
         if name not in self._loaded:
-            network = getattr(self.checkpoint, name)(device=self.device, dtype=self.dtype)
-            if fitting := [one for one in self.adapters if one.network == name]:
-                merge_adapters(network, fitting)
-            self._loaded[name] = network
+            self._loaded[name] = self._load(name)
         try:
             yield self._loaded[name]
         finally:
             if self.placement == "sequential":
                 self.free(name)
+
+    @property
+    def precision(self) -> str:
+        """What is computed in, for recipes."""
+        name = str(self.dtype).removeprefix("torch.")
+        return name if self.weights is None else f"{name} with {self.weights} weights"
+
+    def _load(self, name: NetworkName) -> Any:
+        quantized = self.weights is not None and name in QUANTIZED
+        device = torch.device("cpu") if quantized else self.device
+        network = getattr(self.checkpoint, name)(device=device, dtype=self.dtype)
+        if fitting := [one for one in self.adapters if one.network == name]:
+            merge_adapters(network, fitting)
+        if quantized:
+            assert self.weights is not None
+            quantize(network, self.weights, self.device)
+        else:
+            join_projections(network)
+        return network
 
     def weights_hash(self) -> str:
         """SHA-256 of the checkpoint's weights, and of the adapters when there are some (hex)."""

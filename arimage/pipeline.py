@@ -25,6 +25,7 @@ from arimage.images import Picture, PictureInput, open_picture
 from arimage.lora import read_adapters
 from arimage.networks import Networks, Placement, choose_device, choose_dtype
 from arimage.output import save_picture
+from arimage.quantization import WeightKind
 from arimage.recipe import Recipe, Source
 from arimage.sizes import Size, parse_size
 from tokenizer.image_size import reference_size
@@ -122,6 +123,7 @@ class ImagePipeline:
         dtype: None is fp32 on a CPU and bf16 on a GPU.
         placement: ``resident`` keeps networks, ``sequential`` holds one at a time.
         lora: folders of adapters that training with ``lora`` wrote; they are merged into the weights.
+        weights: ``int8`` or ``int4`` (a GPU) quantises the two large networks, see :mod:`arimage.quantization`.
     """
 
     def __init__(
@@ -131,11 +133,12 @@ class ImagePipeline:
         dtype: str | torch.dtype | None = None,
         placement: Placement = "resident",
         lora: Sequence[str | os.PathLike[str]] = (),
+        weights: WeightKind | None = None,
     ) -> None:
         chosen = choose_device(device)
         self.checkpoint = checkpoint
         adapters = [read_adapters(Path(folder)) for folder in lora]
-        self.networks = Networks(checkpoint, chosen, choose_dtype(dtype, chosen), placement, adapters)
+        self.networks = Networks(checkpoint, chosen, choose_dtype(dtype, chosen), placement, adapters, weights)
         self.engine = Engine(self.networks)
 
     def generate(
@@ -320,7 +323,7 @@ class ImagePipeline:
             references=sources,
             tier=tier,
             device=str(self.networks.device),
-            dtype=str(self.networks.dtype).removeprefix("torch."),
+            dtype=self.networks.precision,
             torch=torch.__version__,
             **extras,
         )
@@ -417,14 +420,16 @@ def load(
     dtype: str | torch.dtype | None = None,
     placement: Placement = "resident",
     lora: Sequence[str | os.PathLike[str]] = (),
+    weights: WeightKind | None = None,
 ) -> ImagePipeline:
-    """Open a checkpoint folder, the embedded model by default, and merge LoRA adapters into it.
+    """Open a checkpoint folder, the embedded model by default; the arguments are those of :class:`ImagePipeline`.
 
     Raises:
         CheckpointError: the folder cannot be used.
-        UsageError: device, dtype or placement is wrong.
+        UsageError: device, dtype, placement or weights is wrong.
     """
-    return ImagePipeline(Checkpoint.open(embedded_folder() if path is None else path), device, dtype, placement, lora)
+    checkpoint = Checkpoint.open(embedded_folder() if path is None else path)
+    return ImagePipeline(checkpoint, device, dtype, placement, lora, weights)
 
 
 @lru_cache(maxsize=1)

@@ -5,14 +5,16 @@ and precision. A file is reopened every few dozen megabytes: what has been read 
 holds more than the network itself and a small window of the file.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from arimage.configuration import read_json
 from arimage.errors import CheckpointError
@@ -113,6 +115,27 @@ class WeightFiles:
                 "convert it to safetensors first"
             )
         return f"{self.folder} holds no safetensors file"
+
+
+class _WithoutInitialisation(TorchFunctionMode):
+    """Leaves tensors as they are where ``torch.nn.init`` would fill them."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Build networks on the meta device, without initial values: on that device PyTorch would load its compiler
+    (a second) to pretend to draw them.
+    """
+    with torch.device("meta"), _WithoutInitialisation():
+        yield
 
 
 def fill(

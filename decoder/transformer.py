@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from decoder.attention import joint_attention
 from decoder.config import TransformerConfig
+from decoder.linear import Linear, Projections, linear_gelu_tanh
 
 ROPE_THETA = 10000.0
 NORM_EPS = 1e-5
@@ -125,20 +126,22 @@ class Activation(nn.Module):
 
     def __init__(self, size: int, inner: int, kind: str) -> None:
         super().__init__()
-        self.proj = nn.Linear(size, inner)
+        if kind not in ("gelu", "gelu_tanh", "silu"):
+            raise ValueError(f"there is no activation {kind!r}")
+        self.proj = Linear(size, inner)
         self.kind = kind
 
     def forward(self, hidden: Tensor) -> Tensor:
+        if self.kind == "gelu_tanh" and type(self.proj) is Linear:
+            return linear_gelu_tanh(hidden, self.proj.weight, self.proj.bias)
         hidden = self.proj(hidden)
-        if self.kind == "silu":
-            return F.silu(hidden)
-        return F.gelu(hidden, approximate="tanh" if self.kind == "gelu_tanh" else "none")
+        return F.silu(hidden) if self.kind == "silu" else F.gelu(hidden)
 
 
 class FeedForward(nn.Module):
     def __init__(self, size: int, inner: int, out: int, kind: str) -> None:
         super().__init__()
-        self.net = nn.Sequential(Activation(size, inner, kind), nn.Identity(), nn.Linear(inner, out))
+        self.net = nn.Sequential(Activation(size, inner, kind), nn.Identity(), Linear(inner, out))
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.net(hidden)
@@ -147,8 +150,8 @@ class FeedForward(nn.Module):
 class TwoLayers(nn.Module):
     def __init__(self, size: int, out: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(size, out)
-        self.linear_2 = nn.Linear(out, out)
+        self.linear_1 = Linear(size, out)
+        self.linear_2 = Linear(out, out)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(hidden)))
@@ -174,7 +177,7 @@ class PatchProjector(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.patch = config.patch_size
-        self.proj = nn.Linear(config.in_channels * config.patch_size**2, config.hidden_size)
+        self.proj = Linear(config.in_channels * config.patch_size**2, config.hidden_size)
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, H/p * W/p, hidden)."""
@@ -189,21 +192,23 @@ class AdaptiveNorm(nn.Module):
 
     def __init__(self, size: int, out: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(size, out)
+        self.linear = Linear(size, out)
 
     def forward(self, vector: Tensor) -> Tensor:
         return self.linear(vector)
 
 
-class Attention(nn.Module):
+class Attention(Projections):
+    projected = ("to_q", "to_k", "to_v")
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         size = config.hidden_size
         self.head_dim = config.attention_head_dim
-        self.to_q = nn.Linear(size, size)
-        self.to_k = nn.Linear(size, size)
-        self.to_v = nn.Linear(size, size)
-        self.to_out = nn.ModuleList([nn.Linear(size, size)])
+        self.to_q = Linear(size, size)
+        self.to_k = Linear(size, size)
+        self.to_v = Linear(size, size)
+        self.to_out = nn.ModuleList([Linear(size, size)])
 
     def forward(
         self,
@@ -214,11 +219,10 @@ class Attention(nn.Module):
         visible: Tensor | None,
     ) -> tuple[Tensor, KeyValue]:
         """Attention of (B, L + N, hidden), glyphs first; also gives the row's own keys and values."""
-        query, key, value = (
-            linear(row).unflatten(-1, (-1, self.head_dim)) for linear in (self.to_q, self.to_k, self.to_v)
-        )
-        query = self._place(F.layer_norm(query, (self.head_dim,), eps=NORM_EPS), glyph_length, rotation)
-        key = self._place(F.layer_norm(key, (self.head_dim,), eps=NORM_EPS), glyph_length, rotation)
+        heads = self.project_all(row).unflatten(-1, (3, -1, self.head_dim))
+        turned = F.layer_norm(heads[..., :2, :, :], (self.head_dim,), eps=NORM_EPS).flatten(2, 3)
+        query, key = self._place(turned, glyph_length, rotation).chunk(2, dim=2)
+        value = heads[..., 2, :, :]
         own = (key, value)
         if references is not None:
             key = torch.cat([references[0], key], dim=1)
@@ -284,7 +288,7 @@ class DiffusionTransformer(nn.Module):
         self.time_condition_embed = TimeAndSizeEmbedding(config)
         self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm_out = AdaptiveNorm(config.time_embed_dim, 2 * size)
-        self.proj_out = nn.Linear(size, config.patch_size**2 * config.out_channels)
+        self.proj_out = Linear(size, config.patch_size**2 * config.out_channels)
         self.gradient_checkpointing = False
 
     @property

@@ -41,8 +41,12 @@ class KeyValueCache:
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write one token's (B, kv_heads, head_dim); return all keys and values up to the longest row's."""
-        self.keys[layer, self._rows, :, self.lengths] = key
-        self.values[layer, self._rows, :, self.lengths] = value
+        if self._unequal:
+            self.keys[layer, self._rows, :, self.lengths] = key
+            self.values[layer, self._rows, :, self.lengths] = value
+        else:
+            self.keys[layer, :, :, self._longest] = key
+            self.values[layer, :, :, self._longest] = value
         end = self._longest + 1
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 

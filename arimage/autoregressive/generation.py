@@ -122,9 +122,10 @@ class _Batch:
         cos, sin = self._rotations()
         pictures = torch.arange(len(self.requests))
         total = int(self.counts.sum())
+        finishing = set(self.counts.tolist())
         for position in range(self.steps):
-            live = pictures[self.counts[pictures] > position]
-            if len(live) < len(pictures):
+            if position in finishing:
+                live = pictures[self.counts[pictures] > position]
                 rows = torch.isin(pictures, live).nonzero()[:, 0]
                 rows = torch.cat([rows, rows + len(pictures)]) if self.guided else rows
                 cache.keep(rows.to(model.device))

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from arimage.autoregressive.attention import causal_attention, packed_causal_attention, step_attention
 from arimage.autoregressive.cache import KeyValueCache
 from arimage.autoregressive.config import TextModelConfig
+from decoder.linear import Linear, Projections
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -58,30 +59,33 @@ class RMSNorm(nn.Module):
         return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
 
-class Attention(nn.Module):
+class Attention(Projections):
+    projected = ("q_proj", "k_proj", "v_proj")
+
     def __init__(self, config: TextModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         queries = config.num_attention_heads * config.head_dim
         shared = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, shared, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, shared, bias=config.attention_bias)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, queries, bias=config.attention_bias)
+        self.k_proj = Linear(config.hidden_size, shared, bias=config.attention_bias)
+        self.v_proj = Linear(config.hidden_size, shared, bias=config.attention_bias)
+        self.o_proj = Linear(queries, config.hidden_size, bias=False)
+        self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
 
     def project(self, hidden: Tensor, by: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values: each (B, L, heads, head_dim)."""
-        query, key, value = (
-            linear(hidden).unflatten(-1, (-1, self.head_dim)) for linear in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return rotate(query, by), rotate(key, by), value
+        heads = self.project_all(hidden).unflatten(-1, (-1, self.head_dim))
+        turning, value = heads.split([self.heads + self.shared, self.shared], dim=2)
+        query, key = rotate(turning, by).split([self.heads, self.shared], dim=2)
+        return query, key, value
 
 
 class FeedForward(nn.Module):
     def __init__(self, config: TextModelConfig) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
@@ -155,7 +159,7 @@ class AutoregressiveModel(nn.Module):
         super().__init__()
         self.config = config
         self.model = LanguageModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vision_vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vision_vocab_size, bias=False)
         self.gradient_checkpointing = False
         self.text_rows_frozen = False
 

@@ -53,6 +53,7 @@ def edit(
     dtype: options.DataType = None,
     placement: options.Placement = "resident",
     lora: options.Lora = None,
+    weights: options.Weights = None,
     recipe: options.Recipe = True,
     ai_mark: options.AiMark = True,
     json: options.Json = False,
@@ -79,7 +80,14 @@ def edit(
         return
     from arimage.pipeline import load
 
-    pipeline = load(model, device=device, dtype=dtype, placement=placement, lora=lora or ())  # type: ignore[arg-type]
+    pipeline = load(
+        model,
+        device=device,
+        dtype=dtype,
+        placement=placement,  # type: ignore[arg-type]
+        lora=lora or (),
+        weights=weights,  # type: ignore[arg-type]
+    )
     console.warn_of_random_weights(pipeline)
     if prompt:
         console.note_domain(pipeline, [prompt], editing=True)

@@ -42,6 +42,7 @@ def generate(
     dtype: options.DataType = None,
     placement: options.Placement = "resident",
     lora: options.Lora = None,
+    weights: options.Weights = None,
     recipe: options.Recipe = True,
     ai_mark: options.AiMark = True,
     json: options.Json = False,
@@ -67,7 +68,14 @@ def generate(
     console = Console(quiet)
     from arimage.pipeline import load
 
-    pipeline = load(model, device=device, dtype=dtype, placement=placement, lora=lora or ())  # type: ignore[arg-type]
+    pipeline = load(
+        model,
+        device=device,
+        dtype=dtype,
+        placement=placement,  # type: ignore[arg-type]
+        lora=lora or (),
+        weights=weights,  # type: ignore[arg-type]
+    )
     console.warn_of_random_weights(pipeline)
     console.note_domain(pipeline, prompts, editing=bool(reference))
     chosen = options.given(

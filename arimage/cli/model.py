@@ -9,7 +9,10 @@ import typer
 from arimage.cli import options
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from arimage.configuration import ModelConfig
+    from arimage.information import FitPlan
 
 
 def init(
@@ -124,19 +127,26 @@ def _sampling(given: list[str]) -> dict[str, float] | None:
 
 def info(
     model: Annotated[Path | None, typer.Argument(help="Checkpoint folder or model.yaml; the embedded model.")] = None,
+    fit: Annotated[
+        str | None, typer.Option("--fit", help="Memory of a GPU, for example 24GB: how to make a picture there.")
+    ] = None,
+    size: Annotated[int, typer.Option("--size", help="Side of the picture of --fit, a multiple of 32.")] = 1024,
     json: options.Json = False,
 ) -> None:
-    """Show parameters and memory of each network.
+    """Show parameters and memory of each network, and how it fits a GPU.
 
     arimage info
 
-    arimage info configs/glm-image-9b/model.yaml
+    arimage info configs/glm-image-9b/model.yaml --fit 24GB
     """
-    from arimage.information import network_sizes
+    from arimage.information import fit_plans, network_sizes
 
     name, config, is_random = _read(model)
     sizes = network_sizes(config)
+    plans = [] if fit is None else fit_plans(config, _gigabytes(fit), _side(size))
     if json:
+        from dataclasses import asdict
+
         from arimage.cli.console import print_json
 
         print_json(
@@ -146,6 +156,7 @@ def info(
                 "parameters": sum(size.parameters for size in sizes),
                 "networks": {size.network: size.parameters for size in sizes},
                 "config": config.model_dump(mode="json"),
+                **({"fit": [asdict(plan) for plan in plans]} if plans else {}),
             }
         )
         return
@@ -161,6 +172,42 @@ def info(
         memory = [_memory(parameters * width) for width in (2, 4)]
         table.add_row(network, f"{parameters / 1e6:,.1f} M", *memory)
     Console().print(table)
+    if plans:
+        Console().print(_fit_table(plans, f"one picture of {size} px on a GPU of {fit}, bf16"))
+
+
+def _fit_table(plans: "list[FitPlan]", title: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=title)
+    for column in ("options", "needs", "fits", "what it costs"):
+        table.add_column(column, justify="right" if column == "needs" else "left")
+    for plan in plans:
+        table.add_row(
+            plan.options or "none", f"{plan.gigabytes:.1f} GB", "yes" if plan.fits else "no", plan.costs or "nothing"
+        )
+    return table
+
+
+def _gigabytes(text: str) -> float:
+    from arimage.errors import UsageError
+
+    number = text.strip().lower().removesuffix("gb").removesuffix("g").strip()
+    try:
+        memory = float(number)
+    except ValueError:
+        memory = 0.0
+    if not 0 < memory < 1e6:
+        raise UsageError(f"--fit takes the memory of a GPU, for example 24GB; got {text!r}")
+    return memory
+
+
+def _side(size: int) -> int:
+    from arimage.errors import UsageError
+
+    if size < 32 or size % 32:
+        raise UsageError(f"--size must be a multiple of 32, got {size}")
+    return size
 
 
 def _memory(size: int) -> str:

@@ -22,6 +22,9 @@ DataType = Annotated[
 Placement = Annotated[
     str, _option("--placement", panel=MACHINE, help="resident keeps networks loaded, sequential holds one at a time.")
 ]
+Weights = Annotated[
+    str | None, _option("--weights", panel=MACHINE, help="int8, or int4 on a GPU: quantise the two large networks.")
+]
 Lora = Annotated[
     list[Path] | None, _option("--lora", panel=MACHINE, help="Folder of LoRA adapters to merge in; may be repeated.")
 ]

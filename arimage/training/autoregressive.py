@@ -22,7 +22,7 @@ from arimage.data.records import EncodedRecord
 from arimage.training.batches import Example
 from arimage.training.config import TrainConfig
 from arimage.training.objective import Losses, Objective
-from arimage.training.tokens import encode_views, preview_view, reference_view
+from arimage.training.tokens import code_vectors, encode_views, preview_view, reference_view
 from tokenizer.image_size import SizeLimits
 from tokenizer.semantic_tokenizer import half_size_pixels
 
@@ -51,6 +51,15 @@ class AutoregressiveObjective(Objective):
         self.limits = SizeLimits(processor.min_side, processor.max_side)
         self.model.text_rows_frozen = config.vision_rows_only
         self._blanks: dict[tuple[int, int], Tensor] = {}
+
+    @torch.no_grad()
+    def prepare(self, batches: Any) -> None:
+        """Give visual tokens rows that are as alike as their codes, in the embedding and in the head."""
+        if not self.settings.codes_from_codebook:
+            return
+        for table in (self.model.model.language_model.embed_tokens.weight, self.model.lm_head.weight):
+            rows = code_vectors(self.helpers["tokenizer"], table.shape[1], self.config.seed)
+            table[: len(rows)] = rows * table.std()
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         samples: list[dict[str, Any]] = []

@@ -67,12 +67,18 @@ class TokenizerTraining(_Strict):
         decoder_layers, decoder_size: of the throw-away pixel decoder.
         text_layers: of the small text tower.
         decay, dead_below: of the codebook's moving averages; codes used less often are replaced.
+        local: codes tell what is in their own cell and nothing else: the encoder learns without attention and places,
+            so that a thing has the same codes wherever it stands and whatever stands beside it.
+        twins: weight of giving a thing the same codes on another background; pairs are the scenes of the edit task
+            ``background``, cells that show nothing but background do not count.
         most_per_code: so many tokens of a batch at most move one code, so that flat backgrounds, which are most of
             all tokens, do not take the codebook for themselves; None lets all.
         rotation_trick: pass gradients through the quantiser by rotation (Fifty et al. 2024, arXiv:2410.06424).
     """
 
     frozen_encoder: bool = False
+    local: bool = False
+    twins: float = Field(0.0, ge=0)
     pixels: float = Field(1.0, ge=0)
     contrast: float = Field(0.1, ge=0)
     commitment: float = Field(0.25, ge=0)
@@ -120,6 +126,8 @@ class AutoregressiveTraining(_Strict):
         preview_weight: of the preview's tokens against the target's.
         end_weight: of the image end.
         label_smoothing: in [0, 1).
+        codes_from_codebook: begin with rows of the visual tokens that are a projection of the codebook, so that codes
+            that look alike start alike; for a model that does not know them yet.
     """
 
     preview: float = Field(1.0, ge=0, le=1)
@@ -127,6 +135,7 @@ class AutoregressiveTraining(_Strict):
     preview_weight: float = Field(1.0, ge=0)
     end_weight: float = Field(0.1, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    codes_from_codebook: bool = False
 
 
 class DecoderTraining(_Strict):
@@ -138,6 +147,7 @@ class DecoderTraining(_Strict):
         drop_prior, drop_glyphs, drop_references: shares that lose one of them alone.
         corrupt: share of samples whose visual tokens are corrupted; of those, up to ``corrupt_share`` of the tokens
             become random codes.
+        draws: noise levels of each picture of a batch; what the frozen encoders make of it serves them all.
         train_glyph_encoder: learn the glyph encoder too.
         codes_from_codebook: begin with embeddings of the visual tokens that are a projection of the codebook, so that
             codes that look alike start alike; for a decoder that is not trained yet.
@@ -151,6 +161,7 @@ class DecoderTraining(_Strict):
     drop_references: float = Field(0.02, ge=0, le=1)
     corrupt: float = Field(0.3, ge=0, le=1)
     corrupt_share: float = Field(0.2, ge=0, le=1)
+    draws: int = Field(1, ge=1)
     train_glyph_encoder: bool = True
     codes_from_codebook: bool = False
 

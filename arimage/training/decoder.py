@@ -19,7 +19,7 @@ from arimage.training.batches import Example
 from arimage.training.config import DecoderTraining, TrainConfig
 from arimage.training.objective import Losses, Objective, generator, noise_of, pixels, under, uniform_of
 from arimage.training.samples import true_token_pictures
-from arimage.training.tokens import encode_views, reference_view
+from arimage.training.tokens import code_vectors, encode_views, reference_view
 from decoder.glyph import GlyphEncoder, quoted_texts
 from decoder.sampler import ScheduleConfig, shift_sigma
 from tokenizer.image_size import SizeLimits
@@ -27,6 +27,7 @@ from tokenizer.semantic_tokenizer import half_size_pixels
 
 SHOWN = 8
 NOISE, LEVEL, DROPS, CORRUPTION = range(4)
+ANOTHER = 0x9E3779B97F4A7C15 >> 2
 
 
 def training_levels(
@@ -80,15 +81,8 @@ class DecoderObjective(Objective):
         """Give visual tokens embeddings that are as alike as their codes."""
         if not self.settings.codes_from_codebook:
             return
-        quantizer = self.helpers["tokenizer"].model.vqmodel
-        codes = quantizer.embed(torch.arange(self.codes, device=self.device)).cpu()
-        features = quantizer.post_quant_conv.cpu()(codes[:, :, None, None])[:, :, 0, 0]
-        quantizer.post_quant_conv.to(self.device)
-        features = (features - features.mean(dim=0)) / features.std(dim=0).clamp(min=1e-6)
         table = self.transformer.prior_token_embedding.weight
-        stream = torch.Generator().manual_seed(self.config.seed)
-        mixing = torch.randn(features.shape[1], table.shape[1], generator=stream) / features.shape[1] ** 0.5
-        table.copy_(features @ mixing)
+        table.copy_(code_vectors(self.helpers["tokenizer"], table.shape[1], self.config.seed))
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         encoded = [example.record for example in examples if isinstance(example.record, EncodedRecord)]
@@ -129,7 +123,10 @@ class DecoderObjective(Objective):
 
     def forward(self, batch: Mapping[str, Any]) -> Losses:
         latents, codes, references = batch["encoded"] if "encoded" in batch else self.encode(batch)
-        seeds, settings = batch["seeds"], self.settings
+        settings = self.settings
+        draws = settings.draws if self.training else 1
+        seeds = [seed ^ ANOTHER * draw for draw in range(draws) for seed in batch["seeds"]]
+        latents, codes, references = latents.repeat(draws, 1, 1, 1), codes.repeat(draws, 1, 1), references * draws
         count, _, height, width = latents.shape
         drops = uniform_of(seeds, 5, DROPS).to(latents.device)
         everything = drops[:, 0] < settings.drop_all
@@ -143,7 +140,7 @@ class DecoderObjective(Objective):
         sigma, timestep = sigma.to(latents.device), timestep.to(latents.device)
         noise = noise_of(seeds, latents.shape[1:], NOISE).to(latents.device)
         level = sigma[:, None, None, None]
-        texts = [[] if dropped else row for row, dropped in zip(batch["glyphs"], no_glyphs.tolist())]
+        texts = [[] if dropped else row for row, dropped in zip(batch["glyphs"] * draws, no_glyphs.tolist())]
         glyphs, mask = self._glyphs(texts)
         kept = [[] if dropped else row for row, dropped in zip(references, no_references.tolist())]
         silent = self._even_out(len({part.shape for row in kept for part, _ in row}), latents)

@@ -46,6 +46,7 @@ UNSIGNED = (
 SPIKE_WINDOW = 50
 SHARDED = ("Layer", "Block", "AdaptiveNorm")
 COMPILED = ("Layer", "Block", "Encoder", "Decoder")
+BETWEEN_CELLS = ("visual.embeddings.*", "visual.blocks.*.attn.*")
 
 
 class TrainingStopped(ArimageError):
@@ -107,8 +108,12 @@ def choose_trainable(objective: Objective, config: TrainConfig) -> list[str]:
 
 
 def _frozen_by_objective(name: str, config: TrainConfig) -> bool:
-    """A given vision encoder stays as it is; so do codebooks that learn without gradients."""
-    return config.train == "tokenizer" and config.tokenizer.frozen_encoder and name.startswith("visual.")
+    """A given vision encoder stays as it is; so does what joins the cells of one whose codes are local."""
+    if config.train != "tokenizer":
+        return False
+    if config.tokenizer.frozen_encoder:
+        return name.startswith("visual.")
+    return config.tokenizer.local and any(fnmatch.fnmatch(name, pattern) for pattern in BETWEEN_CELLS)
 
 
 class Run:

@@ -24,7 +24,7 @@ from tokenizer.semantic_tokenizer import half_size_pixels
 MAX_CAPTION = 96
 TEMPERATURE = 0.07
 NO_CHARACTER = -100
-PREFIX = "model."
+FLAT = 0.02
 
 
 class TokenizerObjective(Objective):
@@ -53,6 +53,8 @@ class TokenizerObjective(Objective):
         self.patch = checkpoint.config.vision_encoder.patch_size
         hidden = checkpoint.config.vision_encoder.hidden_size
         self.text = checkpoint.text_tokenizer()
+        if settings.local:
+            self._part_cells()
         if settings.frozen_encoder:
             self.visual.requires_grad_(False)
         else:
@@ -63,6 +65,14 @@ class TokenizerObjective(Objective):
                 self.reader = nn.Linear(hidden, checkpoint.config.text_model.vocab_size)
             self.temperature = nn.Parameter(torch.tensor(math.log(1 / TEMPERATURE)))
 
+    @torch.no_grad()
+    def _part_cells(self) -> None:
+        """Silence attention and positions: a cell's feature depends on its own patch alone."""
+        self.visual.embeddings.position_embedding.weight.zero_()
+        for name, parameter in self.visual.named_parameters():
+            if ".attn.proj." in name:
+                parameter.zero_()
+
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         views = torch.stack([half_size_pixels(example.pictured.image) for example in examples])
         captions = [self.text.encode(example.caption)[:MAX_CAPTION] for example in examples]
@@ -70,6 +80,11 @@ class TokenizerObjective(Objective):
         ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in captions])
         lengths = torch.tensor([len(ids) for ids in captions])
         batch = {"views": views, "captions": ids, "caption_lengths": lengths}
+        if self.settings.twins:
+            paired = [example.pictured.task == "background" for example in examples]
+            sources = [example.pictured.sources[-1] for example, pair in zip(examples, paired) if pair]
+            batch["paired"] = torch.tensor(paired)
+            batch["twins"] = torch.stack([half_size_pixels(source) for source in sources]) if sources else views[:0]
         if self.settings.characters:
             grid = views.shape[-2] // self.patch, views.shape[-1] // self.patch
             batch["characters"] = torch.stack([self._characters(example, grid) for example in examples])
@@ -125,6 +140,9 @@ class TokenizerObjective(Objective):
         decoded = self.decoded(quantized, features)
         parts = {"commitment": commitment.sum()}
         loss = self.settings.commitment * parts["commitment"]
+        if self.settings.twins and len(batch["twins"]):
+            parts["twins"], parts["twins_alike"] = self._twins(batch, vectors, codes)
+            loss = loss + self.settings.twins * parts["twins"]
         if self.settings.frozen_encoder:
             parts["features"] = F.mse_loss(decoded.float(), features.float())
             loss = loss + self.settings.features * parts["features"]
@@ -146,6 +164,25 @@ class TokenizerObjective(Objective):
         share = codes.unique().numel() / self.quantizer.codebook_size
         parts["codes_in_batch"] = torch.tensor(share, device=views.device)
         return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+    def _twins(self, batch: Mapping[str, Any], vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """InfoNCE both ways between the cells of a pair, over cells that show a thing; and the share of like codes."""
+        first, twins = batch["views"][batch["paired"]], batch["twins"]
+        shows = ~(self._flat(first) | self._flat(twins)).flatten(1)
+        if not shows.any():
+            return vectors.sum() * 0, torch.ones((), device=vectors.device)
+        own, own_codes = vectors[batch["paired"]][shows], codes[batch["paired"]][shows]
+        others = self.vectors(self.features(twins))
+        _, other_codes, _ = self.quantizer(others, freeze_codebook=True)
+        scores = own @ others[shows].T / TEMPERATURE
+        true = torch.arange(len(scores), device=scores.device)
+        loss = 0.5 * (F.cross_entropy(scores, true) + F.cross_entropy(scores.T, true))
+        return loss, (own_codes == other_codes[shows]).float().mean()
+
+    def _flat(self, views: Tensor) -> Tensor:
+        """Which cells have one colour all over, (B, h, w)."""
+        cells = views.unfold(2, self.patch, self.patch).unfold(3, self.patch, self.patch).flatten(4)
+        return (cells.amax(dim=-1) - cells.amin(dim=-1)).amax(dim=1) < FLAT
 
     def _contrast(self, decoded: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """InfoNCE both ways over the samples that have a caption, and the share found among the batch."""

@@ -33,3 +33,19 @@ def encode_views(tokenizer: SemanticTokenizer, views: Sequence[Tensor], device: 
     if not views:
         return []
     return tokenizer([view.to(device) for view in views])
+
+
+@torch.no_grad()
+def code_vectors(tokenizer: SemanticTokenizer, size: int, seed: int) -> Tensor:
+    """A vector for each code, a random projection of the code's features: codes that look alike are alike.
+
+    Returns:
+        (codes, size) on the CPU, each column of mean 0 and a variance of about 1.
+    """
+    quantizer = tokenizer.model.vqmodel
+    device = quantizer.quantize.embedding.weight.device
+    codes = quantizer.embed(torch.arange(quantizer.config.num_embeddings, device=device))
+    features = quantizer.post_quant_conv(codes[:, :, None, None])[:, :, 0, 0].float().cpu()
+    features = (features - features.mean(dim=0)) / features.std(dim=0).clamp(min=1e-6)
+    mixing = torch.randn(features.shape[1], size, generator=torch.Generator().manual_seed(seed))
+    return features @ mixing / features.shape[1] ** 0.5

@@ -23,6 +23,7 @@ PLACES = {
     "top left": (0.28, 0.28), "top right": (0.72, 0.28), "bottom left": (0.28, 0.72), "bottom right": (0.72, 0.72),
 }  # fmt: skip
 PAIRS = (("left", "right"), ("top", "bottom"))
+CORNERS = ("top left", "top right", "bottom left", "bottom right")
 PATTERNS: tuple[Pattern, ...] = ("gradient", "stripes", "dots", "checks")
 SCALES = {"small": (0.24, 0.32), "": (0.42, 0.54), "large": (0.62, 0.74)}
 MAX_TEXT_WIDTH = 0.86
@@ -285,7 +286,12 @@ class Composer:
             most = 1.0 if place == "center" else 0.52
             return replace(spec, subjects=(self.subject(random, place, most),))
         if task == "subjects":
-            return replace(spec, subjects=self.row(random, 3 if random.random() < self.settings.threes else 2))
+            three = random.random() < self.settings.threes
+            return replace(
+                spec, subjects=self.row(random, ("left", "center", "right") if three else random.choice(PAIRS))
+            )
+        if task == "corners":
+            return replace(spec, subjects=self.row(random, CORNERS))
         if task == "count":
             return replace(spec, subjects=self.several(random), alike=True)
         if task == "typography":
@@ -296,11 +302,10 @@ class Composer:
         subject = replace(self.subject(random, "center", 0.5), y=0.64 if place == "top" else 0.36, place="")
         return replace(spec, subjects=(subject,), lettering=self.lettering(random, spec, (place,)))
 
-    def row(self, random: Random, count: int) -> tuple[Subject, ...]:
-        """Different subjects side by side or one above the other, in one style."""
+    def row(self, random: Random, places: Sequence[str]) -> tuple[Subject, ...]:
+        """Different subjects, one at each place, in one style."""
         style = random.choice(self.styles)
-        places = ("left", "center", "right") if count == 3 else random.choice(PAIRS)
-        most = 0.3 if count == 3 else 0.44
+        most = 0.3 if len(places) == 3 else 0.44
         subjects: list[Subject] = []
         for place in places:
             taken = {subject.concept for subject in subjects}
@@ -309,7 +314,7 @@ class Composer:
                 lambda random, place=place: self.subject(random, place, most, style),  # type: ignore[misc]
                 lambda subject, taken=taken: subject.concept not in taken,  # type: ignore[misc]
             )
-            if count == 3:
+            if len(places) == 3:
                 subject = replace(subject, x={"left": 0.19, "center": 0.5, "right": 0.81}[place])
             subjects.append(replace(subject, scale=""))
         return tuple(subjects)

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from arimage.data.colors import BY_NAME
 from arimage.data.split import HELD_OUT_STYLES, Split
 
-PICTURE_TASKS = ("subject", "subjects", "count", "text", "typography")
+PICTURE_TASKS = ("subject", "subjects", "corners", "count", "text", "typography")
 EDIT_TASKS = (
     "background", "replace", "add", "remove", "move", "recolor", "add text", "change text", "remove text", "style",
     "insert", "combine", "identity", "inpaint",

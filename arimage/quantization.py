@@ -1,0 +1,52 @@
+"""Linear layers of the two large networks in 8 or 4 bits, by ``torchao``: less memory at a little precision.
+
+Attention and feed-forward are quantised, row by row (8 bits) or in groups of 128 (4 bits, on a GPU); embeddings,
+norms, the modulation by time and the heads keep their precision.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from arimage.errors import UsageError
+
+WeightKind = Literal["int8", "int4"]
+QUANTIZED = ("autoregressive", "transformer")
+PARTS = ("self_attn", "mlp", "attn1", "ff")
+GROUP = 128
+
+
+def check_weights(kind: str | None, device: torch.device) -> None:
+    """Refuse what cannot be done on a device, before anything is loaded.
+
+    Raises:
+        UsageError: the kind is not known, needs a GPU, or ``torchao`` is missing.
+    """
+    if kind is None:
+        return
+    if kind not in get_args(WeightKind):
+        raise UsageError(f"weights must be one of {', '.join(get_args(WeightKind))}, got {kind!r}")
+    if kind == "int4" and device.type != "cuda":
+        raise UsageError("int4 weights need a GPU; use int8 on a CPU")
+    try:
+        import torchao  # noqa: F401
+    except ImportError:
+        raise UsageError(f"{kind} weights need torchao: pip install 'arimage[quantize]'") from None
+
+
+def is_quantized(name: str, module: nn.Module) -> bool:
+    """Whether a module of one of the large networks is among those that are quantised."""
+    return isinstance(module, nn.Linear) and any(part in PARTS for part in name.split("."))
+
+
+def quantize(network: nn.Module, kind: WeightKind, device: torch.device) -> None:
+    """Quantise a network in place; layer by layer it is moved to the device, which never holds it in full precision."""
+    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+
+    if kind == "int8":
+        config = Int8WeightOnlyConfig()
+    else:
+        config = Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format="tile_packed_to_4d")
+    quantize_(network, config, filter_fn=lambda module, name: is_quantized(name, module), device=device)
+    network.to(device)

@@ -1,0 +1,94 @@
+"""Linear layers of networks that only run: oneDNN's product on CPUs, and one product for projections of one input.
+
+For fp32 PyTorch calls MKL, which reaches half of oneDNN's rate on processors that are not Intel's; oneDNN also applies
+the activation while the result is in the cache. The results differ by float rounding.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+FEWEST_ROWS = 8
+
+
+def onednn_serves(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN multiplies: plain fp32 tensors on a CPU, several rows, and no gradients to come."""
+    plain = hidden.device.type == "cpu" and hidden.dtype == weight.dtype == torch.float32
+    if not (ONEDNN and plain) or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    several = hidden.numel() >= FEWEST_ROWS * hidden.shape[-1]
+    return several and type(weight) in (Tensor, nn.Parameter)
+
+
+def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(..., in) to (..., out)."""
+    if onednn_serves(hidden, weight):
+        return torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
+    return F.linear(hidden, weight, bias)
+
+
+def linear_gelu_tanh(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer and the tanh form of GELU."""
+    if onednn_serves(hidden, weight):
+        return torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "gelu", [], "tanh")
+    return F.gelu(F.linear(hidden, weight, bias), approximate="tanh")
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` by :func:`linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+class Projections(nn.Module):
+    """Base of attention modules: queries, keys and values from one product once :meth:`join` was called.
+
+    The parameters keep their names; joined, they are views of one tensor, so loading and merging go on in place.
+    Moving or casting parts them again.
+    """
+
+    projected: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._joined: tuple[Tensor, Tensor | None] | None = None
+
+    @torch.no_grad()
+    def join(self) -> None:
+        """Put the weights beside each other; for networks that only run."""
+        layers = [self.get_submodule(name) for name in self.projected]
+        weight = _beside(layers, "weight")
+        assert weight is not None
+        self._joined = weight, _beside(layers, "bias")
+
+    def project_all(self, hidden: Tensor) -> Tensor:
+        """What the layers make of (..., in), one after the other: (..., sum of outs)."""
+        if self._joined is not None:
+            return linear(hidden, *self._joined)
+        return torch.cat([self.get_submodule(name)(hidden) for name in self.projected], dim=-1)
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        self._joined = None
+        return super()._apply(fn, recurse)
+
+
+def join_projections(network: nn.Module) -> None:
+    """Join the projections of every attention of a network."""
+    for module in network.modules():
+        if isinstance(module, Projections):
+            module.join()
+
+
+def _beside(layers: Sequence[nn.Module], name: str) -> Tensor | None:
+    """One parameter of all layers in one tensor, of which their own become views."""
+    parameters: list[nn.Parameter] = [getattr(layer, name) for layer in layers]
+    if parameters[0] is None:
+        return None
+    together = torch.cat([parameter.data for parameter in parameters])
+    for parameter, part in zip(parameters, together.split([len(parameter) for parameter in parameters])):
+        parameter.data = part
+    return together
