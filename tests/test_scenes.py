@@ -131,6 +131,21 @@ def test_as_many_subjects_are_drawn_as_are_counted(assets: Assets) -> None:
         assert len({tuple(box) for box in record.truth["subjects"]}) == count
 
 
+def test_four_different_subjects_stand_in_the_corners(assets: Assets) -> None:
+    data = scenes(assets, "corners")
+    for index in range(20):
+        record = data[index]
+        subjects = record.truth["spec"]["subjects"]
+        assert len({subject["concept"] for subject in subjects}) == 4
+        assert len({subject["style"] for subject in subjects}) == 1
+        corners = {(subject["x"] > 0.5, subject["y"] > 0.5) for subject in subjects}
+        assert len(corners) == 4
+        places = [subject["place"] for subject in subjects]
+        assert places == ["top left", "top right", "bottom left", "bottom right"]
+        boxes = record.truth["subjects"]
+        assert all(a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1] for a in boxes for b in boxes if a != b)
+
+
 def test_a_written_text_is_quoted_in_every_caption_and_nothing_else_is(assets: Assets) -> None:
     data = scenes(assets, "text", "typography", phrases=0.5)
     for index in range(80):

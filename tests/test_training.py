@@ -31,6 +31,7 @@ from arimage.training.config import CaptionConfig, SourceConfig, TrainConfig
 from arimage.training.decoder import training_levels
 from arimage.training.loop import Run, TrainingStopped, build_objective, learning_rate, train
 from arimage.training.prepare import CacheSource, prepare
+from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder
 from decoder.sampler import ScheduleConfig, flow_schedule
 from tests.tiny_assets import write_assets
 from tests.tiny_checkpoint import CONFIG, tiny_tokenizer
@@ -199,6 +200,44 @@ def test_a_frozen_encoder_stays_as_it_is(start: Path, assets: Path, tmp_path: Pa
     assert all(equal for name, equal in same.items() if ".visual." in name)
     assert not same["model.vqmodel.quantize.embedding.weight"]
     assert metrics(tmp_path / "run")[-1]["features"] > 0
+
+
+def test_local_codes_depend_on_their_own_cell_alone(start: Path, assets: Path, tmp_path: Path) -> None:
+    folder = train(stage("tokenizer", start, assets, tmp_path / "run", tokenizer={"local": True, "decoder_size": 32}))
+    tokenizer = Checkpoint.open(folder).semantic_tokenizer(device=CPU, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    tiles = [torch.rand(3, 16, 16, generator=generator) * 2 - 1 for _ in range(4)]
+
+    def features(*order: int) -> torch.Tensor:
+        rows = [torch.cat([tiles[i] for i in order[row : row + 2]], dim=2) for row in (0, 2)]
+        return tokenizer.model.visual([torch.cat(rows, dim=1)])[0].flatten(1).T
+
+    with torch.no_grad():
+        first, second = features(0, 1, 2, 3), features(3, 3, 1, 0)
+    assert torch.allclose(first[0], second[3], atol=1e-5)
+    assert torch.allclose(first[1], second[2], atol=1e-5)
+    assert not torch.allclose(first[0], first[1], atol=1e-2)
+
+
+def test_a_thing_can_learn_the_same_codes_on_two_backgrounds(start: Path, assets: Path, tmp_path: Path) -> None:
+    scenes = {"tasks": {"background": 1}, "sizes": [[128, 128]], "patterns": 0.0, "jitter": 0}
+    source = {"scenes": scenes, "assets": str(assets)}
+    settings = {"local": True, "twins": 1.0, "contrast": 0.0, "decoder_size": 32, "text_layers": 1}
+    config = stage(
+        "tokenizer", start, assets, tmp_path, steps=60, batch_size=8, tokenizer=settings, learning_rate=2e-3,
+        data=[source], evaluation=[], sample_every=999,
+    )  # fmt: skip
+    train(config)
+    rows = metrics(tmp_path)
+    assert sum(row["twins"] for row in rows[-10:]) < 0.8 * sum(row["twins"] for row in rows[:10])
+    assert all(0 <= row["twins_alike"] <= 1 for row in rows)
+
+
+def test_cells_without_a_thing_are_flat(start: Path, assets: Path, tmp_path: Path) -> None:
+    objective: Any = build_objective(Checkpoint.open(start), stage("tokenizer", start, assets, tmp_path), CPU)
+    view = torch.full((1, 3, 32, 32), 0.3)
+    view[0, 1, 20, 4] = 1.0
+    assert objective._flat(view)[0].tolist() == [[True, True], [False, True]]
 
 
 def test_only_vision_rows_learn_when_that_is_asked(start: Path, assets: Path, tmp_path: Path) -> None:
@@ -395,6 +434,74 @@ def test_codes_that_look_alike_can_start_alike(start: Path, assets: Path, tmp_pa
     table = objective.transformer.prior_token_embedding.weight
     assert torch.allclose(table[7], table[3], atol=1e-5)
     assert not torch.allclose(table[7], table[4], atol=0.1)
+
+
+def test_rows_of_codes_that_look_alike_can_start_alike(start: Path, assets: Path, tmp_path: Path) -> None:
+    config = stage("autoregressive", start, assets, tmp_path, autoregressive={"codes_from_codebook": True})
+    objective: Any = build_objective(Checkpoint.open(start), config, CPU)
+    codebook = objective.helpers["tokenizer"].model.vqmodel.quantize.embedding.weight
+    text = objective.model.model.language_model.embed_tokens.weight[CONFIG.text_model.vision_vocab_size :].clone()
+    with torch.no_grad():
+        codebook[7] = codebook[3] * 2
+    objective.prepare(None)
+    for table in (objective.model.model.language_model.embed_tokens.weight, objective.model.lm_head.weight):
+        assert torch.allclose(table[7], table[3], atol=1e-5)
+        assert not torch.allclose(table[7], table[4], atol=1e-2)
+    assert torch.equal(text, objective.model.model.language_model.embed_tokens.weight[len(table) :])
+
+
+def test_each_draw_of_a_picture_has_its_own_noise(start: Path, assets: Path, tmp_path: Path) -> None:
+    settings = {"drop_all": 0.0, "drop_prior": 0.0, "corrupt": 0.0}
+    one = stage("decoder", start, assets, tmp_path, decoder=settings)
+    both = stage("decoder", start, assets, tmp_path, decoder={**settings, "draws": 2})
+    checkpoint = Checkpoint.open(start)
+    objectives: list[Any] = [build_objective(checkpoint, config, CPU).train() for config in (one, both)]
+    batches = StepBatches(one.data, 2, objectives[0].collate, one.captions)
+    batch = objectives[0].collate(batches.examples(0)[0])
+    with torch.no_grad():
+        alone, together = (float(objective(batch)["loss"]) for objective in objectives)
+        assert float(objectives[1].eval()(batch)["loss"]) == pytest.approx(alone)
+    assert together != pytest.approx(alone, rel=1e-4)
+
+
+# Distillation
+
+
+def test_a_teacher_walks_as_the_sampler_does(start: Path, assets: Path, tmp_path: Path) -> None:
+    config = stage("decoder", start, assets, tmp_path, decoder={"distillation": {"steps": 2, "substeps": 3}})
+    objective: Any = build_objective(Checkpoint.open(start), config, CPU)
+    teacher = objective.teacher
+    stream = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in teacher.transformer.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=stream))
+    channels = CONFIG.transformer.in_channels
+    noise = torch.randn(1, channels, 8, 8, generator=stream)
+    codes = torch.tensor([[[1, 2], [3, 4]]])
+    none, _ = objective.glyph_encoder.encode([[]])
+    request = DecodeRequest(codes[0], none[0].detach(), none[0].detach(), (), noise[0])
+    decoder = DiffusionDecoder(teacher.transformer, objective.schedule)
+    wanted = decoder.sample([request], DecoderSettings(steps=6, guidance=1.5))[0]
+    latents = noise
+    schedule = flow_schedule(2, 16, objective.schedule)
+    for place in range(2):
+        clean = torch.zeros_like(noise) if place == 0 else (latents - schedule.sigmas[1] * noise) / (
+            1 - schedule.sigmas[1]
+        )  # fmt: skip
+        begun, timestep, velocity = teacher.walk(clean, noise, torch.tensor([place]), codes, [[]], [[]])
+        assert timestep == schedule.timesteps[place : place + 1]
+        latents = begun + (schedule.sigmas[place + 1] - schedule.sigmas[place]) * velocity
+    assert torch.allclose(latents[0], wanted, atol=1e-4)
+
+
+def test_a_student_comes_nearer_to_its_teacher(start: Path, assets: Path, handful: Path, tmp_path: Path) -> None:
+    settings = {"drop_all": 0.0, "corrupt": 0.0}
+    overfit("decoder", start, assets, handful, tmp_path / "teacher", 60, decoder=settings)
+    folder = tmp_path / "teacher" / "checkpoint"
+    distillation = {"distillation": {"steps": 2, "substeps": 2, "guidance": 1.0}, "train_glyph_encoder": False}
+    overfit("decoder", folder, assets, handful, tmp_path / "student", 80, decoder=distillation)
+    rows = metrics(tmp_path / "student")
+    assert sum(row["loss"] for row in rows[-20:]) < 0.7 * sum(row["loss"] for row in rows[:20])
 
 
 # Schedules, freezing, averages

@@ -138,6 +138,20 @@ class AutoregressiveTraining(_Strict):
     codes_from_codebook: bool = False
 
 
+class Distillation(_Strict):
+    """A decoder that needs few steps and no guidance, taught by the one that the stage starts from.
+
+    Attributes:
+        steps: that the student is for; at another number it is no good.
+        substeps: of the teacher within each of them.
+        guidance: of the teacher, which the student takes over.
+    """
+
+    steps: int = Field(4, ge=1)
+    substeps: int = Field(4, ge=1)
+    guidance: float = Field(1.5, ge=1)
+
+
 class DecoderTraining(_Strict):
     """Flow matching of the diffusion transformer.
 
@@ -151,6 +165,7 @@ class DecoderTraining(_Strict):
         train_glyph_encoder: learn the glyph encoder too.
         codes_from_codebook: begin with embeddings of the visual tokens that are a projection of the codebook, so that
             codes that look alike start alike; for a decoder that is not trained yet.
+        distillation: learn to jump where the decoder at the start would walk; None learns from the pictures alone.
     """
 
     noise_mean: float = 0.0
@@ -164,6 +179,7 @@ class DecoderTraining(_Strict):
     draws: int = Field(1, ge=1)
     train_glyph_encoder: bool = True
     codes_from_codebook: bool = False
+    distillation: Distillation | None = None
 
 
 class LoraConfig(_Strict):

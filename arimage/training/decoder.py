@@ -17,6 +17,7 @@ from arimage.checkpoint import Checkpoint, Component
 from arimage.data.records import EncodedRecord, Record
 from arimage.training.batches import Example
 from arimage.training.config import DecoderTraining, TrainConfig
+from arimage.training.distillation import Teacher, velocity_of
 from arimage.training.objective import Losses, Objective, generator, noise_of, pixels, under, uniform_of
 from arimage.training.samples import true_token_pictures
 from arimage.training.tokens import code_vectors, encode_views, reference_view
@@ -49,7 +50,7 @@ def training_levels(
 
 
 class DecoderObjective(Objective):
-    """Mean squared error of the velocity ``noise - clean``."""
+    """Mean squared error of the velocity ``noise - clean``, or of a teacher's mean velocity over a longer step."""
 
     def __init__(self, checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -> None:
         super().__init__(checkpoint, config, device)
@@ -67,6 +68,14 @@ class DecoderObjective(Objective):
         processor = checkpoint.config.processor
         self.limits = SizeLimits(processor.min_side, processor.max_side)
         self.schedule = checkpoint.config.scheduler
+        self.teacher: Teacher | None = None
+        if self.settings.distillation is not None:
+            self.teacher = Teacher(
+                checkpoint.transformer(device=device, dtype=torch.float32),
+                checkpoint.glyph_encoder(device=device, dtype=torch.float32),
+                self.schedule,
+                self.settings.distillation,
+            )
         self.codes = checkpoint.config.quantizer.num_embeddings
 
     def train(self, mode: bool = True) -> "DecoderObjective":
@@ -127,7 +136,9 @@ class DecoderObjective(Objective):
         draws = settings.draws if self.training else 1
         seeds = [seed ^ ANOTHER * draw for draw in range(draws) for seed in batch["seeds"]]
         latents, codes, references = latents.repeat(draws, 1, 1, 1), codes.repeat(draws, 1, 1), references * draws
-        count, _, height, width = latents.shape
+        height, width = latents.shape[-2:]
+        if self.teacher is not None:
+            return self._distilled(self.teacher, batch["glyphs"] * draws, latents, codes, references, seeds)
         drops = uniform_of(seeds, 5, DROPS).to(latents.device)
         everything = drops[:, 0] < settings.drop_all
         no_prior = everything | (drops[:, 1] < settings.drop_prior)
@@ -137,30 +148,36 @@ class DecoderObjective(Objective):
             codes = self._corrupted(codes, seeds, drops[:, 4] < settings.corrupt)
         normal = torch.cat([torch.randn(1, generator=generator(seed, LEVEL)) for seed in seeds])
         sigma, timestep = training_levels(normal, height * width // 4, self.schedule, settings)
-        sigma, timestep = sigma.to(latents.device), timestep.to(latents.device)
         noise = noise_of(seeds, latents.shape[1:], NOISE).to(latents.device)
-        level = sigma[:, None, None, None]
+        level = sigma.to(latents.device)[:, None, None, None]
         texts = [[] if dropped else row for row, dropped in zip(batch["glyphs"] * draws, no_glyphs.tolist())]
-        glyphs, mask = self._glyphs(texts)
         kept = [[] if dropped else row for row, dropped in zip(references, no_references.tolist())]
         silent = self._even_out(len({part.shape for row in kept for part, _ in row}), latents)
-        size = torch.tensor([[height * 8, width * 8]], device=latents.device).expand(count, -1)
-        velocity = self.transformer(
-            (1 - level) * latents + level * noise,
-            timestep,
-            prior_tokens=codes,
-            glyphs=glyphs,
-            glyph_mask=mask,
-            target_size=size,
-            prior_dropped=no_prior,
-            references=self.transformer.encode_references(kept),
-        )
+        noisy = (1 - level) * latents + level * noise
+        velocity = velocity_of(self.transformer, noisy, timestep, codes, self._glyphs(texts), kept, no_prior)
         losses = F.mse_loss(velocity.float(), noise - latents, reduction="none").mean(dim=(1, 2, 3)) + silent
         told = ~no_prior
         parts = {"loss": losses.mean()}
         if told.any():
             parts["told"] = losses[told].mean().detach()
         return parts
+
+    def _distilled(
+        self,
+        teacher: "Teacher",
+        texts: list[list[str]],
+        latents: Tensor,
+        codes: Tensor,
+        references: list[list[tuple[Tensor, Tensor]]],
+        seeds: Sequence[int],
+    ) -> Losses:
+        """The student's one step from a level of its schedule against the teacher's walk to the next."""
+        silent = self._even_out(len({part.shape for row in references for part, _ in row}), latents)
+        noise = noise_of(seeds, latents.shape[1:], NOISE).to(latents.device)
+        places = (uniform_of(seeds, 1, LEVEL)[:, 0] * teacher.steps).long()
+        noisy, timestep, target = teacher.walk(latents, noise, places, codes, texts, references)
+        velocity = velocity_of(self.transformer, noisy, timestep, codes, self._glyphs(texts), references)
+        return {"loss": F.mse_loss(velocity.float(), target) + (silent if isinstance(silent, float) else silent.mean())}
 
     def _even_out(self, count: int, latents: Tensor) -> Tensor | float:
         """Encode blank references until every process has made as many passes; a zero that depends on them.

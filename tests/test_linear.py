@@ -1,0 +1,79 @@
+"""Linear layers of networks that only run."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from decoder import linear
+from decoder.linear import Linear, Projections, join_projections
+
+
+class Attention(Projections):
+    projected = ("to_q", "to_k", "to_v")
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = (Linear(8, size, bias=bias) for size in (12, 4, 4))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_joined_projections_are_the_separate_ones(bias: bool) -> None:
+    attention, hidden = Attention(bias), torch.randn(3, 5, 8)
+    with torch.no_grad():
+        separate = attention.project_all(hidden)
+        join_projections(nn.Sequential(attention))
+        assert torch.allclose(attention.project_all(hidden), separate, atol=1e-6)
+        assert torch.equal(separate, torch.cat([attention.to_q(hidden), attention.to_k(hidden), attention.to_v(hidden)], -1))
+
+
+def test_joined_weights_follow_what_is_written_into_them_and_part_when_they_are_cast() -> None:
+    attention, hidden = Attention(), torch.randn(2, 8)
+    attention.join()
+    with torch.no_grad():
+        attention.to_k.weight.zero_()
+        attention.to_k.bias.fill_(3.0)
+        assert attention.project_all(hidden)[:, 12:16].eq(3.0).all()
+        names = set(attention.state_dict())
+        attention.double()
+        attention.to_v.weight.zero_()
+        attention.to_v.bias.fill_(2.0)
+        assert attention.project_all(hidden.double())[:, 16:].eq(2.0).all()
+    assert names == {f"to_{name}.{part}" for name in "qkv" for part in ("weight", "bias")}
+
+
+def test_products_of_onednn_are_those_of_pytorch() -> None:
+    if not linear.ONEDNN:
+        pytest.skip("this PyTorch has no oneDNN")
+    layer, hidden = Linear(32, 48), torch.randn(2, 9, 32)
+    with torch.no_grad():
+        assert linear.onednn_serves(hidden, layer.weight)
+        assert torch.allclose(layer(hidden), F.linear(hidden, layer.weight, layer.bias), atol=1e-5)
+        activated = F.gelu(F.linear(hidden, layer.weight, layer.bias), approximate="tanh")
+        assert torch.allclose(linear.linear_gelu_tanh(hidden, layer.weight, layer.bias), activated, atol=1e-5)
+        assert torch.allclose(linear.linear(hidden, layer.weight, None), F.linear(hidden, layer.weight), atol=1e-5)
+
+
+def test_what_learns_or_is_narrower_goes_through_pytorch() -> None:
+    layer, hidden = Linear(32, 48), torch.randn(9, 32)
+    assert not linear.onednn_serves(hidden, layer.weight)
+    with torch.no_grad():
+        assert not linear.onednn_serves(hidden[:1], layer.weight)
+        assert not linear.onednn_serves(hidden.bfloat16(), layer.weight.bfloat16())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not linear.onednn_serves(hidden, layer.weight)
+            assert layer(hidden).dtype == torch.bfloat16
+    layer(hidden).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_building_networks_loads_no_compiler() -> None:
+    code = (
+        "import sys, torch\nfrom pathlib import Path\nfrom arimage.embedded import embedded_folder\n"
+        "import arimage\nwith arimage.load().networks.use('autoregressive'): pass\n"
+        "assert 'torch._dynamo' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
