@@ -1,6 +1,8 @@
 """The unmodified reference and ours on the same weights, prompts, sizes, steps and threads, in one process.
 
 Runs alternate, so that a machine that drifts drifts for both; medians, spread and ratio are printed, JSON is written.
+``ours`` does the reference's work (preview grid, one row of tokens); with ``--fast`` ours at tier ``fast`` with the
+checkpoint's own way of drawing tokens is measured beside it, whatever steps the reference takes.
 Needs the environment of ``make interop`` (the reference's editing works with transformers 5.17 only):
 
     make bench
@@ -26,6 +28,7 @@ from PIL import Image
 
 PARTS = ("prompt", "tokens", "diffusion", "autoencoder", "other")
 PROMPT = "a fox on a blue background"
+SAME_TOKENS = {"token_guidance": 1.0, "temperature": 0.9, "top_p": 0.75}
 Times = dict[str, float]
 
 
@@ -128,9 +131,13 @@ def bandwidth() -> float:
 
 
 def throughput() -> float:
-    """fp32 operations a second of matrix products of the decoder's kind."""
-    a, b = torch.randn(2048, 256), torch.randn(256, 1024)
-    return 2 * 2048 * 256 * 1024 / min(_seconds(lambda: a @ b) for _ in range(20))
+    """fp32 operations a second of matrix products of the decoder's kind, by the faster of PyTorch's two libraries."""
+    from decoder.linear import linear
+
+    a, b = torch.randn(2048, 256), torch.randn(1024, 256)
+    with torch.no_grad():
+        seconds = min(_seconds(work) for work in (lambda: a @ b.T, lambda: linear(a, b, None)) for _ in range(20))
+    return 2 * 2048 * 256 * 1024 / seconds
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -157,6 +164,55 @@ def loading(folder: Path) -> dict[str, tuple[float, float]]:
         "    with networks.use(name): pass"
     )
     return {name: min(cold(code) for _ in range(2)) for name, code in (("reference", reference), ("ours", ours))}
+
+
+def work(pipeline: Any, size: int, preview: bool) -> dict[str, float]:
+    """Tokens of a picture, bytes of weights that one of them reads, and operations of a diffusion step."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from arimage.autoregressive.layout import preview_grid, target_grid
+
+    target = target_grid(size, size)
+    with pipeline.networks.use("autoregressive") as model:
+        weights = [*model.model.language_model.layers.parameters(), model.lm_head.weight]
+        read = 4 * sum(weight.numel() for weight in weights)
+    config = pipeline.checkpoint.config.transformer
+    with pipeline.networks.use("transformer") as transformer, FlopCounterMode(display=False) as counter:
+        transformer(  # with gradients, so that the products are PyTorch's own, which are counted
+            torch.zeros(1, config.in_channels, size // 8, size // 8), torch.zeros(1),
+            prior_tokens=torch.zeros(1, *target, dtype=torch.long), glyphs=torch.zeros(1, 1, config.text_embed_dim),
+            target_size=torch.tensor([[size, size]]),
+        )  # fmt: skip
+    tokens = target.cells + (preview_grid(target).cells if preview else 0)
+    return {"tokens": tokens, "bytes_a_token": read, "flops_a_step": counter.get_total_flops()}
+
+
+def shares(row: Times, done: dict[str, float], machine: dict[str, Any], steps: int, count: int) -> str:
+    """How near to the machine's limits: of memory for tokens, of products for diffusion (two passes a step)."""
+    token = row["tokens"] / done["tokens"] / count
+    step = row["diffusion"] / steps / count
+    memory = done["bytes_a_token"] / token / 1e9 / machine["bandwidth_gb_s"]
+    products = 2 * done["flops_a_step"] / step / 1e9 / machine["fp32_gflop_s"]
+    return (
+        f"token {1e3 * token:.2f} ms ({memory:.0%} of bandwidth), step {1e3 * step:.1f} ms ({products:.0%} of products)"
+    )
+
+
+def first_line(folder: Path) -> float:
+    """Seconds from starting ``arimage generate`` to its first line of progress."""
+    command = [sys.executable, "-m", "arimage", "generate", PROMPT, "--model", str(folder), "-o", "/dev/null.png"]
+    since = time.perf_counter()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        assert process.stderr is not None
+        seen = b""
+        while b"tokens" not in seen:
+            byte = process.stderr.read(1)
+            if not byte:
+                raise RuntimeError(f"no progress came: {seen.decode()}")
+            seen += byte
+        seconds = time.perf_counter() - since
+        process.kill()
+    return seconds
 
 
 def report(name: str, found: dict[str, list[Times]]) -> dict[str, Any]:
@@ -198,6 +254,8 @@ def main() -> None:
     results["loading"] = {} if given.ours_only else loading(folder)
     for side, (seconds, peak) in results["loading"].items():
         print(f"import and load, {side}: {seconds:.1f} s, {peak:.2f} GB")
+    results["first_line"] = min(first_line(folder) for _ in range(3))
+    print(f"arimage generate to its first line of progress: {results['first_line']:.1f} s")
     ours, reference = arimage.load(folder), None if given.ours_only else open_reference(folder)
     axis, *values = given.curve or ["size", *map(str, given.sizes)]
     for value in map(int, values):
@@ -212,12 +270,18 @@ def main() -> None:
         runs: dict[str, Callable[[], Times]] = {}
         if reference is not None:
             runs["reference"] = lambda s=size, c=count, p=photos: run_reference(reference, s, given.steps, c, p)  # type: ignore[misc]
-        runs["ours"] = ours_with(size, count, photos, {})
+        runs["ours"] = ours_with(size, count, photos, SAME_TOKENS | ({} if photos else {"preview_grid": True}))
         if given.fast:
             from arimage.pipeline import TIERS
 
             runs["ours, fast"] = ours_with(size, count, photos, TIERS["fast"])
-        results["tables"].append(report(f"{axis} {value}, {given.steps} steps", alternate(runs, given.repeats)))
+        table = report(f"{axis} {value}, {given.steps} steps", alternate(runs, given.repeats))
+        done = work(ours, size, preview=not photos)
+        for side in ("reference", "ours"):
+            if side in table["medians"]:
+                told = shares(table["medians"][side], done, results, given.steps, count)
+                print(f"{side}: {told}")
+        results["tables"].append({**table, "work": done})
     given.output.write_text(json.dumps(results, indent=1))
 
 
