@@ -29,7 +29,7 @@ Lora = Annotated[
     list[Path] | None, _option("--lora", panel=MACHINE, help="Folder of LoRA adapters to merge in; may be repeated.")
 ]
 Tier = Annotated[
-    str | None, _option("--tier", panel=DIFFUSION, help="lossless (50 steps) or fast (20 steps: another picture).")
+    str | None, _option("--tier", panel=DIFFUSION, help="lossless (50 steps, guidance) or fast (10, none).")
 ]
 Steps = Annotated[int | None, _option("--steps", panel=DIFFUSION, help="Diffusion steps, 1 to 1000.")]
 Guidance = Annotated[float | None, _option("--guidance", panel=DIFFUSION, help="Guidance of the decoder, 1 is none.")]
