@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# The pictures of the README and of docs/gallery.md, from the embedded model.
+#   docs/gallery.sh
+set -euo pipefail
+cd "$(dirname "$0")/pictures"
+ARIMAGE=${ARIMAGE:-arimage}
+make() { $ARIMAGE generate "$2" --seed "${3:-1}" --size 256 -o "$1.png"; }
+
+make fox "a fox on a blue background"
+make rocket "a rocket on a purple background"
+make pizza "a pizza on a green background"
+make cat "黄色背景上的一只猫"
+make guitar "红色背景上的一把吉他，贴纸风格"
+make dog "a dog on the left, pink background"
+make pair "a red apple on the left and a birthday cake on the right on a white background"
+make open 'the word "OPEN" in white on a red background'
+make music 'a guitar with the word "MUSIC" in black at the top on a yellow background'
+make hello "蓝色背景，白色文字“你好”"
+
+edit() { $ARIMAGE edit "$1.png" "$2" --seed 1 --overwrite -o "$3.png"; }
+
+edit fox "Change the background to a yellow background" fox-yellow
+edit open 'Change the text to "CLOSED"' closed
+edit dog "Replace the dog with a cat" dog-to-cat
