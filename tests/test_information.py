@@ -42,9 +42,7 @@ def test_counted_as_quantised_are_attention_and_feed_forward() -> None:
     assert sizes["autoencoder"].quantized == 0
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"), [("int3", "int8, int4"), ("int4", "GPU"), ("int8", "torchao")]
-)
+@pytest.mark.parametrize(("kind", "message"), [("int3", "int8, int4"), ("int4", "GPU"), ("int8", "torchao")])
 def test_weights_that_cannot_be_had_are_refused_before_loading(kind, message, checkpoint_folder, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchao", None)
     with pytest.raises(UsageError, match=message):

@@ -27,7 +27,9 @@ def test_joined_projections_are_the_separate_ones(bias: bool) -> None:
         separate = attention.project_all(hidden)
         join_projections(nn.Sequential(attention))
         assert torch.allclose(attention.project_all(hidden), separate, atol=1e-6)
-        assert torch.equal(separate, torch.cat([attention.to_q(hidden), attention.to_k(hidden), attention.to_v(hidden)], -1))
+        assert torch.equal(
+            separate, torch.cat([attention.to_q(hidden), attention.to_k(hidden), attention.to_v(hidden)], -1)
+        )
 
 
 def test_joined_weights_follow_what_is_written_into_them_and_part_when_they_are_cast() -> None:
