@@ -26,7 +26,8 @@ PROMPT_TOKENS = 512
 GLYPH_TOKENS = 64
 INSIDE_PROMPT, INSIDE_ROW, MAPS = 34, 32, 4
 RESERVE = 1.0
-WEIGHT_BYTES = {None: 2.0, "int8": 1.0, "int4": 0.5 + 4 / GROUP}
+BF16 = 2.0
+WEIGHT_BYTES = {None: BF16, "int8": 1.0, "int4": 0.5 + 4 / GROUP}
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,9 @@ class NetworkSize:
     parameters: int
     quantized: int = 0
 
-    def gigabytes(self, bytes_per_number: float, quantized: float | None = None) -> float:
-        """With as many bytes for a number, and for a quantised one."""
-        small = self.quantized if quantized is not None else 0
-        return ((self.parameters - small) * bytes_per_number + small * (quantized or 0.0)) / GB
+    def gigabytes(self, quantized_bytes: float = BF16) -> float:
+        """In bf16, with as many bytes for a quantised number."""
+        return ((self.parameters - self.quantized) * BF16 + self.quantized * quantized_bytes) / GB
 
 
 @dataclass(frozen=True)
@@ -68,19 +68,22 @@ def fit_plans(config: ModelConfig, memory: float, size: int) -> list[FitPlan]:
     """Ways to make one square picture of ``size`` pixels on a GPU of ``memory`` GB, the plainest first."""
     sizes = network_sizes(config)
     work = dict(zip((one.network for one in sizes), _working_memory(config, size)))
+    reading = f"reads {sum(one.gigabytes() for one in sizes):.1f} GB of weights for every call"
     plans = []
-    for weights, placement in product((None, "int8", "int4"), ("resident", "sequential")):
-        held = {one.network: one.gigabytes(2, WEIGHT_BYTES[weights] if weights else None) for one in sizes}
-        if placement == "resident":
-            needed = sum(held.values()) + max(work.values())
-        else:
+    for weights, one_at_a_time in product((None, "int8", "int4"), (False, True)):
+        held = {one.network: one.gigabytes(WEIGHT_BYTES[weights]) for one in sizes}
+        needed = sum(held.values()) + max(work.values())
+        options, costs = [], []
+        if one_at_a_time:
             needed = max(held[network] + work[network] for network in held)
-        options = [f"--weights {weights}"] * bool(weights) + [f"--placement {placement}"] * (placement != "resident")
-        costs = [f"reads {sum(one.gigabytes(2) for one in sizes):.1f} GB of weights for every call"] * (
-            placement != "resident"
-        )
-        costs += [f"weights are rounded to {weights[3:]} bits"] if weights else []
-        plans.append(FitPlan(" ".join(options), needed + RESERVE, needed + RESERVE <= memory, "; ".join(costs)))
+            costs.append(reading)
+        if weights is not None:
+            options.append(f"--weights {weights}")
+            costs.append(f"weights are rounded to {weights.removeprefix('int')} bits")
+        if one_at_a_time:
+            options.append("--placement sequential")
+        needed += RESERVE
+        plans.append(FitPlan(" ".join(options), needed, needed <= memory, "; ".join(costs)))
     return plans
 
 
@@ -113,14 +116,12 @@ def network_sizes(config: ModelConfig) -> list[NetworkSize]:
             ("autoencoder", "vae", build_autoencoder(config)),
         ]
     return [
-        NetworkSize(
-            name, folder, sum(parameter.numel() for parameter in network.parameters()), _quantized(name, network)
-        )
+        NetworkSize(name, folder, sum(parameter.numel() for parameter in network.parameters()), _quantized(network))
         for name, folder, network in networks
     ]
 
 
-def _quantized(name: str, network: nn.Module) -> int:
-    if not name.endswith(("autoregressive model", "transformer")):
+def _quantized(network: nn.Module) -> int:
+    if not isinstance(network, (AutoregressiveModel, DiffusionTransformer)):
         return 0
     return sum(module.weight.numel() for path, module in network.named_modules() if is_quantized(path, module))

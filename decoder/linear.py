@@ -60,7 +60,7 @@ class Projections(nn.Module):
     @torch.no_grad()
     def join(self) -> None:
         """Put the weights beside each other; for networks that only run."""
-        layers = [self.get_submodule(name) for name in self.projected]
+        layers = [getattr(self, name) for name in self.projected]
         weight = _beside(layers, "weight")
         assert weight is not None
         self._joined = weight, _beside(layers, "bias")
@@ -69,7 +69,7 @@ class Projections(nn.Module):
         """What the layers make of (..., in), one after the other: (..., sum of outs)."""
         if self._joined is not None:
             return linear(hidden, *self._joined)
-        return torch.cat([self.get_submodule(name)(hidden) for name in self.projected], dim=-1)
+        return torch.cat([getattr(self, name)(hidden) for name in self.projected], dim=-1)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         self._joined = None

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from arimage.engine import Progress
     from arimage.pipeline import ImagePipeline
 
@@ -26,12 +28,16 @@ class Console:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
-    def warn_of_random_weights(self, pipeline: "ImagePipeline") -> None:
-        """A model that was never trained makes noise; nobody should wonder why."""
+    def load(self, model: "Path | None", **options: Any) -> "ImagePipeline":
+        """Open a model by :func:`arimage.pipeline.load`; a model that was never trained makes noise, and it is said."""
+        from arimage.pipeline import load
+
+        pipeline = load(model, **options)
         if pipeline.checkpoint.is_random:
             self.note(
                 f"note: {pipeline.checkpoint.name} was never trained: its pictures are noise, and their recipes say so"
             )
+        return pipeline
 
     def note_domain(self, pipeline: "ImagePipeline", prompts: list[str], *, editing: bool = False) -> None:
         """Say gently when a prompt is about something that a small model was not taught."""

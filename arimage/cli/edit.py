@@ -78,17 +78,7 @@ def edit(
         console.note(f"{len(plan) - len(todo)} of {len(plan)} are there already (--overwrite makes them again)")
     if not todo:
         return
-    from arimage.pipeline import load
-
-    pipeline = load(
-        model,
-        device=device,
-        dtype=dtype,
-        placement=placement,  # type: ignore[arg-type]
-        lora=lora or (),
-        weights=weights,  # type: ignore[arg-type]
-    )
-    console.warn_of_random_weights(pipeline)
+    pipeline = console.load(model, device=device, dtype=dtype, placement=placement, lora=lora or (), weights=weights)
     if prompt:
         console.note_domain(pipeline, [prompt], editing=True)
     chosen = options.given(

@@ -66,17 +66,7 @@ def generate(
     output_format(target)
     expand(target, 1, 0)
     console = Console(quiet)
-    from arimage.pipeline import load
-
-    pipeline = load(
-        model,
-        device=device,
-        dtype=dtype,
-        placement=placement,  # type: ignore[arg-type]
-        lora=lora or (),
-        weights=weights,  # type: ignore[arg-type]
-    )
-    console.warn_of_random_weights(pipeline)
+    pipeline = console.load(model, device=device, dtype=dtype, placement=placement, lora=lora or (), weights=weights)
     console.note_domain(pipeline, prompts, editing=bool(reference))
     chosen = options.given(
         tier=tier,

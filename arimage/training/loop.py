@@ -46,7 +46,6 @@ UNSIGNED = (
 SPIKE_WINDOW = 50
 SHARDED = ("Layer", "Block", "AdaptiveNorm")
 COMPILED = ("Layer", "Block", "Encoder", "Decoder")
-BETWEEN_CELLS = ("visual.embeddings.*", "visual.blocks.*.attn.*")
 
 
 class TrainingStopped(ArimageError):
@@ -96,24 +95,15 @@ def choose_trainable(objective: Objective, config: TrainConfig) -> list[str]:
     learning = []
     for name, parameter in objective.named_parameters():
         wanted = any(fnmatch.fnmatch(name, pattern) for pattern in config.trainable)
-        wanted = wanted and not any(fnmatch.fnmatch(name, pattern) for pattern in config.frozen)
+        wanted = wanted and not any(fnmatch.fnmatch(name, pattern) for pattern in (*config.frozen, *objective.fixed))
         if config.lora is not None:
             wanted = wanted and ".lora_" in name
-        parameter.requires_grad_(wanted and not _frozen_by_objective(name, config))
+        parameter.requires_grad_(wanted)
         if parameter.requires_grad:
             learning.append(name)
     if not learning:
         raise UsageError("the patterns of trainable and frozen leave nothing to learn")
     return learning
-
-
-def _frozen_by_objective(name: str, config: TrainConfig) -> bool:
-    """A given vision encoder stays as it is; so does what joins the cells of one whose codes are local."""
-    if config.train != "tokenizer":
-        return False
-    if config.tokenizer.frozen_encoder:
-        return name.startswith("visual.")
-    return config.tokenizer.local and any(fnmatch.fnmatch(name, pattern) for pattern in BETWEEN_CELLS)
 
 
 class Run:

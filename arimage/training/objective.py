@@ -21,7 +21,8 @@ class Objective(nn.Module, ABC):
     """Base of everything that is trained.
 
     Registered sub-modules are trained (or frozen by pattern); helpers that only serve, like the frozen tokenizer,
-    are kept in :attr:`helpers`, which is no sub-module. :attr:`sharded` says that weights are spread over processes.
+    are kept in :attr:`helpers`, which is no sub-module. :attr:`fixed` are patterns of parameters that never learn,
+    :attr:`sharded` says that weights are spread over processes.
 
     Args:
         checkpoint: where the weights come from.
@@ -33,6 +34,7 @@ class Objective(nn.Module, ABC):
         super().__init__()
         self.checkpoint, self.config, self.device = checkpoint, config, device
         self.helpers: dict[str, Any] = {}
+        self.fixed: tuple[str, ...] = ()
         self.sharded = False
 
     @abstractmethod

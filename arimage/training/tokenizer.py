@@ -25,6 +25,7 @@ MAX_CAPTION = 96
 TEMPERATURE = 0.07
 NO_CHARACTER = -100
 FLAT = 0.02
+BETWEEN_CELLS = ("visual.embeddings.*", "visual.blocks.*.attn.*")
 
 
 class TokenizerObjective(Objective):
@@ -55,7 +56,9 @@ class TokenizerObjective(Objective):
         self.text = checkpoint.text_tokenizer()
         if settings.local:
             self._part_cells()
+            self.fixed = BETWEEN_CELLS
         if settings.frozen_encoder:
+            self.fixed = ("visual.*",)
             self.visual.requires_grad_(False)
         else:
             self.painter = Painter(hidden, settings.decoder_size, settings.decoder_layers, self.patch)

@@ -23,6 +23,7 @@ PLACES = {
     "top left": (0.28, 0.28), "top right": (0.72, 0.28), "bottom left": (0.28, 0.72), "bottom right": (0.72, 0.72),
 }  # fmt: skip
 PAIRS = (("left", "right"), ("top", "bottom"))
+THREE = ("left", "center", "right")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 PATTERNS: tuple[Pattern, ...] = ("gradient", "stripes", "dots", "checks")
 SCALES = {"small": (0.24, 0.32), "": (0.42, 0.54), "large": (0.62, 0.74)}
@@ -287,9 +288,7 @@ class Composer:
             return replace(spec, subjects=(self.subject(random, place, most),))
         if task == "subjects":
             three = random.random() < self.settings.threes
-            return replace(
-                spec, subjects=self.row(random, ("left", "center", "right") if three else random.choice(PAIRS))
-            )
+            return replace(spec, subjects=self.row(random, THREE) if three else self.pair(random))
         if task == "corners":
             return replace(spec, subjects=self.row(random, CORNERS))
         if task == "count":
@@ -301,6 +300,10 @@ class Composer:
             return replace(spec, lettering=self.lettering(random, spec))
         subject = replace(self.subject(random, "center", 0.5), y=0.64 if place == "top" else 0.36, place="")
         return replace(spec, subjects=(subject,), lettering=self.lettering(random, spec, (place,)))
+
+    def pair(self, random: Random) -> tuple[Subject, ...]:
+        """Two different subjects beside or above each other, in one style."""
+        return self.row(random, random.choice(PAIRS))
 
     def row(self, random: Random, places: Sequence[str]) -> tuple[Subject, ...]:
         """Different subjects, one at each place, in one style."""

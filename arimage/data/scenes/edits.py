@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from arimage.data.scenes import vocabulary as words
-from arimage.data.scenes.compose import PAIRS, PLACES, Composer
+from arimage.data.scenes.compose import PLACES, Composer
 from arimage.data.scenes.spec import Background, Lettering, SceneSpec, Subject
 from arimage.data.sprites import Concept
 from arimage.errors import DataError
@@ -94,13 +94,13 @@ class Editor:
         return Edit((scene,), self._with(scene, index, new), instructions)
 
     def add(self, random: Random, size: Size) -> Edit:
-        target = replace(self._empty(random, size), subjects=self.composer.row(random, random.choice(PAIRS)))
+        target = replace(self._empty(random, size), subjects=self.composer.pair(random))
         index, new = self._one_of(random, target)
         scene = replace(target, subjects=tuple(s for i, s in enumerate(target.subjects) if i != index))
         return Edit((scene,), target, self._addition(random, new))
 
     def remove(self, random: Random, size: Size) -> Edit:
-        scene = replace(self._empty(random, size), subjects=self.composer.row(random, random.choice(PAIRS)))
+        scene = replace(self._empty(random, size), subjects=self.composer.pair(random))
         index, old = self._one_of(random, scene)
         target = replace(scene, subjects=tuple(s for i, s in enumerate(scene.subjects) if i != index))
         name = self._names(old)
@@ -192,7 +192,7 @@ class Editor:
         return Edit((scene,), target, instructions)
 
     def insert(self, random: Random, size: Size) -> Edit:
-        pair = replace(self._empty(random, size), subjects=self.composer.row(random, random.choice(PAIRS)))
+        pair = replace(self._empty(random, size), subjects=self.composer.pair(random))
         index, new = self._one_of(random, pair)
         first = self._portrait(random, size, new)
         second = replace(pair, subjects=tuple(s for i, s in enumerate(pair.subjects) if i != index))
@@ -207,7 +207,7 @@ class Editor:
         return Edit((first, second), pair, instructions)
 
     def combine(self, random: Random, size: Size) -> Edit:
-        target = replace(self._empty(random, size), subjects=self.composer.row(random, random.choice(PAIRS)))
+        target = replace(self._empty(random, size), subjects=self.composer.pair(random))
         sources = tuple(self._portrait(random, size, subject) for subject in target.subjects)
         first, second = (self._names(subject) for subject in target.subjects)
         places = [subject.place for subject in target.subjects]
