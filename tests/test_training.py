@@ -31,6 +31,7 @@ from arimage.training.config import CaptionConfig, SourceConfig, TrainConfig
 from arimage.training.decoder import training_levels
 from arimage.training.loop import Run, TrainingStopped, build_objective, learning_rate, train
 from arimage.training.prepare import CacheSource, prepare
+from arimage.training.tokens import encode_views
 from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder
 from decoder.sampler import ScheduleConfig, flow_schedule
 from tests.tiny_assets import write_assets
@@ -465,6 +466,15 @@ def test_each_draw_of_a_picture_has_its_own_noise(start: Path, assets: Path, tmp
 
 
 # Distillation
+
+
+def test_codes_are_the_same_under_autocast(start: Path) -> None:
+    tokenizer = Checkpoint.open(start).semantic_tokenizer(device=CPU, dtype=torch.float32)
+    views = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(seed)) * 2 - 1 for seed in range(40)]
+    plain = torch.stack(encode_views(tokenizer, views, CPU))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(torch.stack(encode_views(tokenizer, views, CPU)), plain)
+        assert not torch.equal(torch.stack(tokenizer(views)), plain)  # what the rounding would do
 
 
 def test_a_teacher_walks_as_the_sampler_does(start: Path, assets: Path, tmp_path: Path) -> None:
