@@ -16,7 +16,7 @@ from arimage.checkpoint import Checkpoint
 from arimage.errors import UsageError
 from arimage.lora import Adapters, merge_adapters
 from arimage.quantization import QUANTIZED, WeightKind, check_weights, quantize
-from decoder.linear import join_projections
+from decoder.linear import prepare_to_run
 
 Placement = Literal["resident", "sequential"]
 NetworkName = Literal["semantic_tokenizer", "autoregressive", "glyph_encoder", "transformer", "autoencoder"]
@@ -104,7 +104,7 @@ class Networks:
             assert self.weights is not None
             quantize(network, self.weights, self.device)
         else:
-            join_projections(network)
+            prepare_to_run(network)
         return network
 
     def weights_hash(self) -> str:

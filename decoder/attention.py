@@ -1,12 +1,15 @@
 """Attention over one joint row of references, glyphs and image tokens.
 
 flash-attn serves half-precision tensors on a GPU when it is installed, packing the keys that a mask leaves;
-PyTorch's scaled-dot-product attention gives the same results otherwise.
+PyTorch's scaled-dot-product attention gives the same results otherwise. On CPUs it multiplies by MKL; long fp32 rows
+are therefore attended head by head with oneDNN's products (see :mod:`decoder.linear`).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from decoder.linear import ONEDNN, linear
 
 try:
     from flash_attn import flash_attn_func, flash_attn_varlen_func
@@ -14,6 +17,7 @@ except ImportError:
     flash_attn_func = flash_attn_varlen_func = None
 
 MATMUL_SCORES = 2**20
+LONG_ROW, QUERIES_AT_ONCE = 512, 1024
 
 
 def flash_serves(query: Tensor) -> bool:
@@ -38,6 +42,8 @@ def joint_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor |
     by_head = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     if matmul_serves(query, key):
         return matmul_attention(*by_head, mask).transpose(1, 2)
+    if visible is None and by_heads_serves(query, key):
+        return by_heads_attention(query, key, value)
     return F.scaled_dot_product_attention(*by_head, attn_mask=mask).transpose(1, 2)
 
 
@@ -58,6 +64,28 @@ def matmul_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor 
         if visible is not None:
             scores = scores.masked_fill(~visible, float("-inf"))
         return scores.softmax(dim=-1) @ value
+
+
+def by_heads_serves(query: Tensor, key: Tensor) -> bool:
+    """Whether oneDNN is faster head by head than PyTorch's fused kernel: long fp32 rows on a CPU, nothing learnt."""
+    plain = query.device.type == "cpu" and query.dtype == torch.float32 and not torch.is_grad_enabled()
+    return ONEDNN and plain and min(query.shape[1], key.shape[1]) >= LONG_ROW
+
+
+def by_heads_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Scaled dot-product attention of (B, L or T, heads, head_dim), some queries of one head at a time."""
+    attended = torch.empty_like(query, memory_format=torch.contiguous_format)
+    queries = (query * query.shape[-1] ** -0.5).transpose(1, 2).contiguous()
+    keys = key.permute(0, 2, 3, 1).contiguous().transpose(2, 3)
+    values = value.transpose(1, 2).contiguous().transpose(2, 3)
+    for row in range(query.shape[0]):
+        for head in range(query.shape[2]):
+            for start in range(0, query.shape[1], QUERIES_AT_ONCE):
+                part = slice(start, start + QUERIES_AT_ONCE)
+                scores = linear(queries[row, head, part], keys[row, head], None)
+                torch.softmax(scores, dim=-1, out=scores)
+                attended[row, part, head] = linear(scores, values[row, head], None)
+    return attended
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:

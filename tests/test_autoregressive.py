@@ -44,7 +44,7 @@ def test_logits_are_the_references_in_prefill_and_step_by_step(shape, seed, size
     codes = torch.randint(CODES, (start.new_tokens,), generator=torch.Generator().manual_seed(seed))
     inputs = reference_inputs(start, references)
     cache = KeyValueCache(model.config, 1, len(start.tokens) + len(codes), model.device, model.dtype)
-    cos, sin = model.rotation(generated_positions(start)[:, None])
+    cos, sin = model.step_rotation(generated_positions(start)[:, None])
     with torch.no_grad():
         theirs = reference(**inputs, use_cache=True)
         ours = model.prefill(start.tokens[None], start.positions[:, None], torch.tensor([len(start.tokens)]), cache)
@@ -54,7 +54,7 @@ def test_logits_are_the_references_in_prefill_and_step_by_step(shape, seed, size
                 input_ids=code.view(1, 1), past_key_values=theirs.past_key_values, use_cache=True,
                 **{name: inputs[name] for name in ("image_grid_thw", "images_per_sample")},
             )  # fmt: skip
-            ours = model.step(code.view(1), (cos[:, i : i + 1], sin[:, i : i + 1]), cache)
+            ours = model.step(code.view(1), (cos[:, i], sin[:, i]), cache)
             assert relative(model.scores(ours), theirs.logits[:, -1]) < 1e-4
 
 
@@ -86,10 +86,10 @@ def test_teacher_forced_scores_are_those_of_generation():
     cache = KeyValueCache(model.config, 1, len(sequence.tokens), model.device, model.dtype)
     with torch.no_grad():
         hidden = model.prefill(start.tokens[None], start.positions[:, None], torch.tensor([len(start.tokens)]), cache)
-        cos, sin = model.rotation(generated_positions(start)[:, None])
+        cos, sin = model.step_rotation(generated_positions(start)[:, None])
         for i, token in enumerate(sequence.tokens[len(start.tokens) :]):
             assert torch.allclose(model.scores(hidden)[0], forced[len(start.tokens) - 1 + i], atol=1e-4)
-            hidden = model.step(token.view(1), (cos[:, i : i + 1], sin[:, i : i + 1]), cache)
+            hidden = model.step(token.view(1), (cos[:, i], sin[:, i]), cache)
 
 
 def test_packed_sequences_do_not_see_each_other():

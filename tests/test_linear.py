@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from decoder import linear
-from decoder.linear import Linear, Projections, join_projections
+from decoder.linear import Linear, Projections, prepare_to_run
 
 
 class Attention(Projections):
@@ -25,11 +25,10 @@ def test_joined_projections_are_the_separate_ones(bias: bool) -> None:
     attention, hidden = Attention(bias), torch.randn(3, 5, 8)
     with torch.no_grad():
         separate = attention.project_all(hidden)
-        join_projections(nn.Sequential(attention))
+        prepare_to_run(nn.Sequential(attention))
         assert torch.allclose(attention.project_all(hidden), separate, atol=1e-6)
-        assert torch.equal(
-            separate, torch.cat([attention.to_q(hidden), attention.to_k(hidden), attention.to_v(hidden)], -1)
-        )
+        apart = torch.cat([attention.to_q(hidden), attention.to_k(hidden), attention.to_v(hidden)], -1)
+        assert torch.allclose(apart, separate, atol=1e-6)
 
 
 def test_joined_weights_follow_what_is_written_into_them_and_part_when_they_are_cast() -> None:
@@ -51,6 +50,9 @@ def test_products_of_onednn_are_those_of_pytorch() -> None:
     if not linear.ONEDNN:
         pytest.skip("this PyTorch has no oneDNN")
     layer, hidden = Linear(32, 48), torch.randn(2, 9, 32)
+    assert layer.weight.stride(0) != 1
+    prepare_to_run(layer)
+    assert layer.weight.stride(0) == 1
     with torch.no_grad():
         assert linear.onednn_serves(hidden, layer.weight)
         assert torch.allclose(layer(hidden), F.linear(hidden, layer.weight, layer.bias), atol=1e-5)
@@ -61,6 +63,7 @@ def test_products_of_onednn_are_those_of_pytorch() -> None:
 
 def test_what_learns_or_is_narrower_goes_through_pytorch() -> None:
     layer, hidden = Linear(32, 48), torch.randn(9, 32)
+    prepare_to_run(layer)
     assert not linear.onednn_serves(hidden, layer.weight)
     with torch.no_grad():
         assert not linear.onednn_serves(hidden[:1], layer.weight)

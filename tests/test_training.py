@@ -377,8 +377,8 @@ def test_teacher_forced_probabilities_are_those_of_generation(start: Path, asset
             stepped = objective.model.scores(state_, codes).log_softmax(-1)[0, token]
             worst = max(worst, abs(float(stepped - forced[length - 1 + index, token])))
             if index + 1 < len(flat):
-                by = objective.model.rotation(positions[:, index : index + 1][:, None])
-                state_ = objective.model.step(token[None], by, cache)
+                cos, sin = objective.model.step_rotation(positions[:, index : index + 1][:, None])
+                state_ = objective.model.step(token[None], (cos[:, 0], sin[:, 0]), cache)
     assert worst < 1e-4
 
 

@@ -13,16 +13,16 @@ class KeyValueCache:
     ``lengths[row]``, so nothing is padded in between.
 
     Attributes:
-        keys, values: (layers, B, kv_heads, capacity, head_dim).
+        pairs: for each layer (B, 2 * kv_heads, capacity, head_dim), the key heads before the value heads.
         lengths: (B,) tokens held by each row.
     """
 
     def __init__(
         self, config: TextModelConfig, batch: int, capacity: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, capacity, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros_like(self.keys)
+        self.heads = config.num_key_value_heads
+        shape = (batch, 2 * self.heads, capacity, config.head_dim)
+        self.pairs = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self._rows = torch.arange(batch, device=device)
         self._longest = 0
@@ -30,8 +30,7 @@ class KeyValueCache:
 
     def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Write a prompt's keys and values, each (B, L, kv_heads, head_dim)."""
-        self.keys[layer, :, :, : keys.shape[1]] = keys.transpose(1, 2)
-        self.values[layer, :, :, : values.shape[1]] = values.transpose(1, 2)
+        self.pairs[layer][:, :, : keys.shape[1]] = torch.cat([keys, values], dim=2).transpose(1, 2)
 
     def filled(self, lengths: Tensor) -> None:
         """Say how many tokens of the prompt each row holds: (B,)."""
@@ -39,16 +38,19 @@ class KeyValueCache:
         self._longest = int(lengths.max())
         self._unequal = bool((lengths != lengths[0]).any())
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one token's (B, kv_heads, head_dim); return all keys and values up to the longest row's."""
+    def append(self, layer: int, pair: Tensor) -> tuple[Tensor, Tensor]:
+        """Write one token's key and value heads (B, 2 * kv_heads, head_dim) of a layer.
+
+        Returns:
+            All its keys and values up to the longest row's, each (B, kv_heads, T, head_dim).
+        """
+        pairs = self.pairs[layer]
         if self._unequal:
-            self.keys[layer, self._rows, :, self.lengths] = key
-            self.values[layer, self._rows, :, self.lengths] = value
+            pairs[self._rows, :, self.lengths] = pair
         else:
-            self.keys[layer, :, :, self._longest] = key
-            self.values[layer, :, :, self._longest] = value
-        end = self._longest + 1
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+            pairs.select(2, self._longest).copy_(pair)
+        keys, values = pairs.narrow(2, 0, self._longest + 1).split(self.heads, dim=1)
+        return keys, values
 
     def visible(self) -> Tensor | None:
         """Which of the columns that :meth:`append` returns a row sees: (B, T), or None for all."""
@@ -63,7 +65,6 @@ class KeyValueCache:
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these (indices), in this order."""
-        self.keys = self.keys[:, rows]
-        self.values = self.values[:, rows]
+        self.pairs = [pairs[rows] for pairs in self.pairs]
         self._rows = self._rows[: len(rows)]
         self.filled(self.lengths[rows])

@@ -138,8 +138,7 @@ class _Batch:
                 on_progress(TokenProgress(done, total, self.codes, self.requests, position + 1))
             if position + 1 < self.steps:
                 tokens = tokens.repeat(2) if self.guided else tokens
-                by = cos[:, position : position + 1], sin[:, position : position + 1]
-                hidden = model.step(tokens, by, cache)
+                hidden = model.step(tokens, (cos[:, position], sin[:, position]), cache)
         return [_cut(codes, request.prompt.grids) for codes, request in zip(self.codes.cpu(), self.requests)]
 
     def _prefill(self, cache: KeyValueCache, longest: int) -> Tensor:
@@ -151,7 +150,7 @@ class _Batch:
 
     def _rotations(self) -> Rotation:
         positions = [generated_positions(prompt).T for prompt in self.prompts]
-        return self.model.rotation(_stack(positions, self.steps + 1).permute(2, 0, 1))
+        return self.model.step_rotation(_stack(positions, self.steps + 1).permute(2, 0, 1))
 
     def _choose(self, hidden: Tensor, pictures: Tensor, position: int) -> Tensor:
         scores = self.model.scores(hidden, self.codebook_size).float()

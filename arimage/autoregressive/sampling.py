@@ -77,8 +77,7 @@ def _ranked(scores: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     have to wait for the answer whether the candidates are enough.
     """
     if scores.device.type == "cpu" and top_p < 1 and scores.shape[-1] > CANDIDATES:
-        ranked, order = scores.topk(CANDIDATES, dim=-1)
-        likelihood = (ranked - scores.logsumexp(dim=-1, keepdim=True)).exp()
+        likelihood, order = scores.softmax(dim=-1).topk(CANDIDATES, dim=-1)
         if bool((likelihood.sum(dim=-1) >= top_p).all()):
             return likelihood, order
     ranked, order = scores.sort(dim=-1, descending=True, stable=True)

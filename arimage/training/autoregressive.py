@@ -15,16 +15,25 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from arimage.autoregressive.layout import IGNORED_LABEL, Region, build_prompt, target_grid, training_sequence
+from arimage.autoregressive.layout import (
+    IGNORED_LABEL,
+    PIXELS_PER_TOKEN,
+    Region,
+    build_prompt,
+    target_grid,
+    training_sequence,
+)
 from arimage.autoregressive.vocabulary import Vocabulary
 from arimage.checkpoint import Checkpoint, Component
 from arimage.data.records import EncodedRecord
 from arimage.training.batches import Example
 from arimage.training.config import TrainConfig
-from arimage.training.objective import Losses, Objective
+from arimage.training.objective import Losses, Objective, generator
 from arimage.training.tokens import code_vectors, encode_views, preview_view, reference_view
 from tokenizer.image_size import SizeLimits
 from tokenizer.semantic_tokenizer import half_size_pixels
+
+NAMES = 0
 
 
 class AutoregressiveObjective(Objective):
@@ -74,6 +83,9 @@ class AutoregressiveObjective(Objective):
                 sample["references"] = [half_size_pixels(reference_view(one, self.limits)) for one in record.sources]
                 sample["target"] = half_size_pixels(record.image)
                 pictured = not record.sources
+            if not pictured and Random(f"copy/{example.seed}").random() < self.settings.copies:
+                sample["copied"] = example.seed
+                sample["text"] = ""
             sample["preview"] = pictured and Random(f"preview/{example.seed}").random() < self.settings.preview
             if sample["preview"] and self.settings.preview_shows == "picture" and "target" in sample:
                 sample["preview_view"] = preview_view(example.pictured.image)
@@ -94,12 +106,21 @@ class AutoregressiveObjective(Objective):
             else:
                 references = [codes.cpu() for codes, _ in encoded.references]
                 own = [codes.cpu() for codes in (encoded.preview, encoded.codes) if codes is not None]
-            if not sample["preview"]:
+            if "copied" in sample:
+                references, own = self._copied(references, sample["copied"])
+                sample["size"] = tuple(PIXELS_PER_TOKEN * side for side in own[0].shape)
+            elif not sample["preview"]:
                 own = own[-1:]
             elif self.settings.preview_shows == "blank":
                 own = [self._blank(sample["size"]), own[-1]]
             made.append((references, own))
         return made
+
+    def _copied(self, references: list[Tensor], seed: int) -> tuple[list[Tensor], list[Tensor]]:
+        """References under other names, and the last of them as the target."""
+        names = torch.randperm(self.vocabulary.codebook_size, generator=generator(seed, NAMES))
+        renamed = [names[codes] for codes in references]
+        return renamed, renamed[-1:]
 
     def _blank(self, size: tuple[int, int]) -> Tensor:
         """The preview of a white picture of ``size`` (height, width)."""
@@ -135,8 +156,10 @@ class AutoregressiveObjective(Objective):
         parts = {"loss": loss}
         with torch.no_grad():
             right = (scores.argmax(dim=-1) == labels[asked]).float()
-            for name, region in (("preview", Region.PREVIEW), ("target", Region.TARGET)):
-                inside = regions[asked] == region
+            copied = torch.tensor(["copied" in sample for sample in batch["samples"]], device=self.device)[owner][asked]
+            target = regions[asked] == Region.TARGET
+            named = {"preview": regions[asked] == Region.PREVIEW, "target": target & ~copied, "copy": target & copied}
+            for name, inside in named.items():
                 if inside.any():
                     parts[name] = losses[inside].mean().detach()
                     parts[f"{name}_accuracy"] = right[inside].mean()

@@ -128,6 +128,9 @@ class AutoregressiveTraining(_Strict):
         label_smoothing: in [0, 1).
         codes_from_codebook: begin with rows of the visual tokens that are a projection of the codebook, so that codes
             that look alike start alike; for a model that does not know them yet.
+        copies: share of the edits that become exercises in copying: without a text, all codes of the sample renamed by
+            a permutation of its own, and the last reference is the target. What a code means is no help there, so
+            that a model learns to look its references up, which edits alone teach late.
     """
 
     preview: float = Field(1.0, ge=0, le=1)
@@ -136,6 +139,7 @@ class AutoregressiveTraining(_Strict):
     end_weight: float = Field(0.1, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     codes_from_codebook: bool = False
+    copies: float = Field(0.0, ge=0, le=1)
 
 
 class Distillation(_Strict):

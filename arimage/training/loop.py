@@ -41,7 +41,7 @@ from arimage.training.progress import Progress
 STATES, SAMPLES, FINISHED = "states", "samples", "checkpoint"
 UNSIGNED = (
     "workers", "steps", "log_every", "save_every", "keep", "evaluate_every", "sample_every", "trackers", "output",
-    "samples", "compile",
+    "samples", "compile", "on_spike", "spike_factor",
 )  # fmt: skip
 SPIKE_WINDOW = 50
 SHARDED = ("Layer", "Block", "AdaptiveNorm")
