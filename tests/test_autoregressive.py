@@ -5,11 +5,13 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from arimage.autoregressive import attention
 from arimage.autoregressive.cache import KeyValueCache
 from arimage.autoregressive.generation import FREE, TokenRequest, generate_grids
 from arimage.autoregressive.layout import Grid, build_prompt, generated_positions, training_sequence
+from arimage.autoregressive.model import RMSNorm, rotate, turn_
 from arimage.autoregressive.sampling import TokenSampling, draw
 from tests.tiny import CODES, SHAPES, VISION_WORDS, VOCABULARY, random_codes, tiny_autoregressive, tiny_language_encoder
 
@@ -90,6 +92,25 @@ def test_teacher_forced_scores_are_those_of_generation():
         for i, token in enumerate(sequence.tokens[len(start.tokens) :]):
             assert torch.allclose(model.scores(hidden)[0], forced[len(start.tokens) - 1 + i], atol=1e-4)
             hidden = model.step(token.view(1), (cos[:, i], sin[:, i]), cache)
+
+
+def test_norms_and_rotations_of_a_step_are_those_of_training():
+    norm, hidden, residual = RMSNorm(24, 1e-5), torch.randn(3, 24) * 0.01, torch.randn(3, 24)
+    torch.nn.init.uniform_(norm.weight)
+    with torch.no_grad():
+        assert torch.allclose(norm(hidden), F.rms_norm(hidden, (24,), norm.weight, 1e-5), atol=1e-6)
+        assert torch.allclose(norm.added(residual, hidden), residual + norm(hidden), atol=1e-6)
+    assert torch.allclose(norm(hidden), F.rms_norm(hidden, (24,), norm.weight, 1e-5))
+    model = tiny_autoregressive()
+    positions = generated_positions(prompt())[:, None]
+    heads = torch.randn(1, positions.shape[-1], 3, model.config.head_dim)
+    turned, (cos, sin) = rotate(heads, model.rotation(positions)), model.step_rotation(positions)
+    rotary = 2 * sum(model.config.mrope_section)
+    assert rotary < model.config.head_dim
+    for i in range(positions.shape[-1]):
+        step = heads[:, i].clone()
+        turn_(step, (cos[:, i], sin[:, i]), rotary)
+        assert torch.allclose(step, turned[:, i], atol=1e-6)
 
 
 def test_packed_sequences_do_not_see_each_other():

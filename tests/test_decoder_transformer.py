@@ -184,6 +184,19 @@ def test_flash_attention_gets_the_visible_keys(monkeypatch):
     assert torch.allclose(attention.joint_attention(query, key, value, visible), masked, atol=1e-6)
 
 
+@pytest.mark.parametrize("length", [512, 1100])
+def test_long_rows_are_attended_head_by_head_with_the_same_result(length: int) -> None:
+    query = torch.randn(2, length, 2, 16)
+    key, value = torch.randn(2, 600, 3, 2, 16)[:, :, 1:].unbind(2)
+    fused = attention.joint_attention(query.requires_grad_(), key, value)
+    with torch.no_grad():
+        assert attention.by_heads_serves(query, key) == attention.ONEDNN
+        assert torch.allclose(attention.by_heads_attention(query, key, value), fused, atol=1e-5)
+        assert torch.allclose(attention.joint_attention(query, key, value), fused, atol=1e-5)
+        assert not attention.by_heads_serves(query[:, :100], key)
+        assert not attention.by_heads_serves(query.bfloat16(), key.bfloat16())
+
+
 def test_matrix_products_train_as_the_fused_kernel_does() -> None:
     parts = [torch.randn(2, 20, 4, 16, requires_grad=True) for _ in range(3)]
     visible = torch.rand(2, 20) > 0.3

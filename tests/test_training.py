@@ -347,6 +347,31 @@ def test_so_many_pictures_begin_with_a_preview(
     assert (len({tuple(codes.flatten().tolist()) for codes in previews}) <= 1) == (shows == "blank" or not previews)
 
 
+def test_exercises_in_copying_show_a_renamed_reference_and_ask_for_it(
+    start: Path, assets: Path, tmp_path: Path
+) -> None:
+    """Every edit becomes one, no picture does; equal codes stay equal under their new names."""
+    for share in (0.0, 1.0):
+        config = stage("autoregressive", start, assets, tmp_path, autoregressive={"copies": share}, batch_size=24)
+        objective: Any = build_objective(Checkpoint.open(start), config, CPU)
+        batch = StepBatches(config.data, 24, objective.collate, CaptionConfig(), seed=1)[0].tensors
+        plain = [{name: value for name, value in sample.items() if name != "copied"} for sample in batch["samples"]]
+        before = objective.tokenize({"samples": plain})
+        renamed = 0
+        for sample, (references, own), (true, target) in zip(batch["samples"], objective.tokenize(batch), before):
+            assert ("copied" in sample) == (share == 1 and bool(references))
+            if "copied" not in sample:
+                assert torch.equal(own[-1], target[-1])
+                continue
+            assert sample["text"] == ""
+            assert torch.equal(own[0], references[-1]) and len(own) == 1
+            pairs = {(int(a), int(b)) for a, b in zip(true[-1].flatten(), own[0].flatten())}
+            assert len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs)
+            renamed += any(a != b for a, b in pairs)
+        parts = objective.eval()(batch)
+        assert ("copy_accuracy" in parts) == (renamed > 0) == (share == 1)
+
+
 def stage_settings() -> Any:
     from arimage.training.config import DecoderTraining
 
