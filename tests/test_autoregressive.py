@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from arimage.autoregressive import attention
+from arimage.autoregressive import attention, generation
 from arimage.autoregressive.cache import KeyValueCache
 from arimage.autoregressive.generation import FREE, TokenRequest, generate_grids
 from arimage.autoregressive.layout import Grid, build_prompt, generated_positions, training_sequence
@@ -56,7 +56,8 @@ def test_logits_are_the_references_in_prefill_and_step_by_step(shape, seed, size
                 input_ids=code.view(1, 1), past_key_values=theirs.past_key_values, use_cache=True,
                 **{name: inputs[name] for name in ("image_grid_thw", "images_per_sample")},
             )  # fmt: skip
-            ours = model.step(code.view(1), (cos[:, i], sin[:, i]), cache)
+            ours = model.step(code.view(1, 1), (cos[:, i : i + 1], sin[:, i : i + 1]), cache)[:, 0]
+            cache.advance()
             assert relative(model.scores(ours), theirs.logits[:, -1]) < 1e-4
 
 
@@ -80,6 +81,29 @@ def test_greedy_tokens_are_the_references_over_a_whole_picture(shape, seed, size
     assert len(theirs.unique()) > 3
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, TokenSampling(), TokenSampling(temperature=0.3, guidance=2.0)])
+@pytest.mark.parametrize("given", [False, True])
+def test_guessing_ahead_draws_the_tokens_that_come_one_by_one(sampling, given, monkeypatch):
+    model = tiny_autoregressive()
+    with torch.no_grad():
+        model.model.language_model.embed_tokens.weight *= 0.05
+    start, target = prompt(target=Grid(6, 5), references=[random_codes(3, 2)]), Grid(6, 5)
+    fixed = torch.where(torch.rand(*target) < 0.3, random_codes(*target), FREE) if given else None
+    request = TokenRequest(start, 5, fixed, prompt("", target, references=[random_codes(3, 2)]))
+    found, passes = [], []
+    step = type(model).step
+    monkeypatch.setattr(type(model), "step", lambda self, *rest: (passes.append(1), step(self, *rest))[1])
+    for ahead in (1, 3, 16):
+        monkeypatch.setattr(generation, "AHEAD", ahead)
+        shown = []
+        found.append(generate_grids(model, [request], sampling, CODES, lambda now: shown.append(now.done))[0][0])
+        assert shown == sorted(set(shown)) and shown[-1] == target.cells
+        passes.append(0)
+    alone, few, many = (len(list(group)) for key, group in itertools.groupby(passes) if key)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert alone == target.cells - 1 and few < alone and many < alone
+
+
 def test_teacher_forced_scores_are_those_of_generation():
     model = tiny_autoregressive()
     start = prompt(target=Grid(3, 3))
@@ -91,7 +115,8 @@ def test_teacher_forced_scores_are_those_of_generation():
         cos, sin = model.step_rotation(generated_positions(start)[:, None])
         for i, token in enumerate(sequence.tokens[len(start.tokens) :]):
             assert torch.allclose(model.scores(hidden)[0], forced[len(start.tokens) - 1 + i], atol=1e-4)
-            hidden = model.step(token.view(1), (cos[:, i], sin[:, i]), cache)
+            hidden = model.step(token.view(1, 1), (cos[:, i : i + 1], sin[:, i : i + 1]), cache)[:, 0]
+            cache.advance()
 
 
 def test_norms_and_rotations_of_a_step_are_those_of_training():
@@ -108,9 +133,9 @@ def test_norms_and_rotations_of_a_step_are_those_of_training():
     rotary = 2 * sum(model.config.mrope_section)
     assert rotary < model.config.head_dim
     for i in range(positions.shape[-1]):
-        step = heads[:, i].clone()
-        turn_(step, (cos[:, i], sin[:, i]), rotary)
-        assert torch.allclose(step, turned[:, i], atol=1e-6)
+        step = heads[:, i : i + 1].clone()
+        turn_(step, (cos[:, i : i + 1], sin[:, i : i + 1]), rotary)
+        assert torch.allclose(step, turned[:, i : i + 1], atol=1e-6)
 
 
 def test_packed_sequences_do_not_see_each_other():

@@ -403,7 +403,8 @@ def test_teacher_forced_probabilities_are_those_of_generation(start: Path, asset
             worst = max(worst, abs(float(stepped - forced[length - 1 + index, token])))
             if index + 1 < len(flat):
                 cos, sin = objective.model.step_rotation(positions[:, index : index + 1][:, None])
-                state_ = objective.model.step(token[None], (cos[:, 0], sin[:, 0]), cache)
+                state_ = objective.model.step(token[None, None], (cos, sin), cache)[:, 0]
+                cache.advance()
     assert worst < 1e-4
 
 

@@ -69,19 +69,25 @@ def packed_causal_attention(query: Tensor, key: Tensor, value: Tensor, lengths: 
 
 
 def step_attention(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
-    """Attention of one new token a row over the cached ones.
+    """Attention of the newest tokens of each row over all cached ones.
 
     The query heads that share a key-value head are treated as that head's queries, so nothing is repeated.
 
     Args:
-        query: (B, heads, head_dim).
+        query: (B, S, heads, head_dim).
         keys, values: (B, kv_heads, T, head_dim).
-        visible: (B, T) bool, or None when every row sees all T.
+        visible: (B, S, T) bool, or None when every token sees all T.
 
     Returns:
-        (B, heads, head_dim).
+        (B, S, heads, head_dim).
     """
-    batch, heads, head_dim = query.shape
-    grouped = query.view(batch, keys.shape[1], heads // keys.shape[1], head_dim)
-    mask = None if visible is None else visible[:, None, None, :]
-    return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).reshape(batch, heads, head_dim)
+    batch, count, heads, head_dim = query.shape
+    shared = keys.shape[1]
+    if count == 1:
+        grouped = query.view(batch, shared, heads // shared, head_dim)
+        mask = None if visible is None else visible[:, None]
+        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).view(batch, 1, heads, head_dim)
+    grouped = query.unflatten(2, (shared, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    mask = None if visible is None else visible[:, None].repeat(1, 1, heads // shared, 1)
+    attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
+    return attended.unflatten(2, (-1, count)).permute(0, 3, 1, 2, 4).flatten(2, 3)

@@ -39,29 +39,34 @@ class KeyValueCache:
         self._unequal = bool((lengths != lengths[0]).any())
 
     def append(self, layer: int, pair: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one token's key and value heads (B, 2 * kv_heads, head_dim) of a layer.
+        """Write the key and value heads of some tokens of every row, (B, S, 2 * kv_heads, head_dim), into a layer.
 
         Returns:
             All its keys and values up to the longest row's, each (B, kv_heads, T, head_dim).
         """
-        pairs = self.pairs[layer]
+        pairs, count = self.pairs[layer], pair.shape[1]
         if self._unequal:
-            pairs[self._rows, :, self.lengths] = pair
+            places = self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
+            pairs[self._rows[:, None], :, places] = pair
+        elif count == 1:
+            pairs.select(2, self._longest).copy_(pair[:, 0])
         else:
-            pairs.select(2, self._longest).copy_(pair)
-        keys, values = pairs.narrow(2, 0, self._longest + 1).split(self.heads, dim=1)
+            pairs.narrow(2, self._longest, count).copy_(pair.transpose(1, 2))
+        keys, values = pairs.narrow(2, 0, self._longest + count).split(self.heads, dim=1)
         return keys, values
 
-    def visible(self) -> Tensor | None:
-        """Which of the columns that :meth:`append` returns a row sees: (B, T), or None for all."""
-        if not self._unequal:
+    def visible(self, count: int = 1) -> Tensor | None:
+        """Which of the columns that :meth:`append` returns each of ``count`` tokens sees: (B, S, T), or None for all."""
+        if not self._unequal and count == 1:
             return None
-        return torch.arange(self._longest + 1, device=self.lengths.device) <= self.lengths[:, None]
+        device = self.lengths.device
+        ends = self.lengths[:, None] + torch.arange(count, device=device)
+        return torch.arange(self._longest + count, device=device) <= ends[..., None]
 
-    def advance(self) -> None:
-        """One token has been appended in every layer."""
-        self.lengths = self.lengths + 1
-        self._longest += 1
+    def advance(self, count: int = 1) -> None:
+        """So many of the tokens that have been appended in every layer stay; what follows is written over."""
+        self.lengths = self.lengths + count
+        self._longest += count
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these (indices), in this order."""

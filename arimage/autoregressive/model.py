@@ -2,7 +2,7 @@
 
 Parameter names are the checkpoint's (``model.language_model.*`` and ``lm_head.weight`` of
 ``vision_language_encoder``). Three ways in: :meth:`AutoregressiveModel.forward` for training,
-:meth:`~AutoregressiveModel.prefill` for prompts and :meth:`~AutoregressiveModel.step` for one token more.
+:meth:`~AutoregressiveModel.prefill` for prompts and :meth:`~AutoregressiveModel.step` for the tokens that follow.
 """
 
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ def turn_(heads: Tensor, by: Rotation, rotary: int) -> None:
     """:func:`rotate` in place, in few operations.
 
     Args:
-        heads: (B, heads, head_dim).
+        heads: (B, S, heads, head_dim).
         by: from :func:`whole_heads`, broadcast to them.
         rotary: entries of a head that are rotated.
     """
@@ -128,9 +128,9 @@ class Attention(Projections):
         return query, key, value
 
     def project_step(self, hidden: Tensor, by: Rotation) -> Tensor:
-        """Of one token (B, hidden): rotated queries and keys, and values, (B, heads + 2 * kv_heads, head_dim)."""
-        heads = self.project_all(hidden).view(len(hidden), -1, self.head_dim)
-        turn_(heads[:, : self.heads + self.shared], by, self.rotary)
+        """Rotated queries and keys, and values, of (B, S, hidden): (B, S, heads + 2 * kv_heads, head_dim)."""
+        heads = self.project_all(hidden).unflatten(-1, (-1, self.head_dim))
+        turn_(heads[:, :, : self.heads + self.shared], by, self.rotary)
         return heads
 
 
@@ -175,11 +175,11 @@ class Layer(nn.Module):
         return self._finish(hidden, attended)
 
     def step(self, hidden: Tensor, by: Rotation, cache: KeyValueCache, layer: int, visible: Tensor | None) -> Tensor:
-        """One token a row: (B, hidden)."""
+        """The newest tokens of every row: (B, S, hidden)."""
         attention = self.self_attn
         heads = attention.project_step(self.input_layernorm(hidden), by)
-        keys, values = cache.append(layer, heads[:, attention.heads :])
-        return self._finish(hidden, step_attention(heads[:, : attention.heads], keys, values, visible))
+        keys, values = cache.append(layer, heads[:, :, attention.heads :])
+        return self._finish(hidden, step_attention(heads[:, :, : attention.heads], keys, values, visible))
 
     def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
         hidden = self.post_self_attn_layernorm.added(hidden, self.self_attn.o_proj(attended.flatten(-2)))
@@ -252,7 +252,7 @@ class AutoregressiveModel(nn.Module):
         return rotation(positions.to(self.device), self.config, self.dtype)
 
     def step_rotation(self, positions: Tensor) -> Rotation:
-        """The same for :meth:`step`: those of the i-th token are ``[:, i]`` of both."""
+        """The same for :meth:`step`: those of the i-th token are ``[:, i : i + 1]`` of both."""
         return whole_heads(self.rotation(positions), self.config.head_dim)
 
     def scores(self, hidden: Tensor, words: int | None = None) -> Tensor:
@@ -282,18 +282,17 @@ class AutoregressiveModel(nn.Module):
         return self.model.language_model.norm(last)
 
     def step(self, tokens: Tensor, by: Rotation, cache: KeyValueCache) -> Tensor:
-        """One token more for every row.
+        """Some tokens more for every row; the caller says how many of them stay (``cache.advance``).
 
         Args:
-            tokens: (B,).
-            by: the tokens' rotation from :meth:`step_rotation`, (B, 1, head_dim) each.
+            tokens: (B, S).
+            by: the tokens' rotation from :meth:`step_rotation`, (B, S, 1, head_dim) each.
 
         Returns:
-            (B, hidden).
+            (B, S, hidden).
         """
         hidden = self.model.language_model.embed_tokens(tokens)
-        visible = cache.visible()
+        visible = cache.visible(tokens.shape[1])
         for index, layer in enumerate(self.model.language_model.layers):
             hidden = cast(Layer, layer).step(hidden, by, cache, index, visible)
-        cache.advance()
         return self.model.language_model.norm(hidden)
