@@ -23,7 +23,7 @@ from arimage.masks import EditMask
 from arimage.networks import Networks
 from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder, Reference
 from decoder.glyph import quoted_texts
-from decoder.sampler import KnownRegion, StepState
+from decoder.sampler import KnownRegion, Solver, StepState
 from tokenizer.image_size import SizeLimits, reference_size
 
 TOKEN_BATCH = 16
@@ -76,6 +76,7 @@ class Settings:
         steps: diffusion steps, at least 1.
         guidance: classifier-free guidance of the decoder, at least 1 (1 is none).
         guidance_interval: the noise levels (0..1) between which the decoder is guided.
+        solver: ``euler`` or ``multistep``, see :func:`decoder.sampler.sample_flow`.
         dynamic_thresholding: percentile in (0, 1] to which clean estimates are clipped, or None.
         strength: in (0, 1]; below 1 the diffusion starts from the noised canvas.
         negative_text: glyph text to keep away from.
@@ -88,6 +89,7 @@ class Settings:
     steps: int = 50
     guidance: float = 1.5
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    solver: Solver = "euler"
     dynamic_thresholding: float | None = None
     strength: float = 1.0
     negative_text: str = ""
@@ -107,6 +109,7 @@ class Settings:
             steps=self.steps,
             guidance=self.guidance,
             guidance_interval=self.guidance_interval,
+            solver=self.solver,
             dynamic_thresholding=self.dynamic_thresholding,
             strength=self.strength,
         )

@@ -16,7 +16,6 @@ from arimage.recipe import Recipe, Source
 
 _TOKENS = TokenSampling()
 DEFAULTS = {
-    "guidance_interval": [0.0, 1.0],
     "negative_text": "",
     "top_p": _TOKENS.top_p,
     "top_k": _TOKENS.top_k,
@@ -54,15 +53,16 @@ def reproduce(
         ArimageError: a source is gone, or is not the picture that it was.
     """
     opened = _find(recipe.references, sources, "--input")
-    options: dict[str, Any] = {"preview_grid": True, **recipe.settings, "tier": recipe.tier}
+    options: dict[str, Any] = {"preview_grid": True, "solver": "euler", **recipe.settings, "tier": recipe.tier}
     if recipe.references:
         del options["preview_grid"]
     strength = options.pop("strength")
     for name, value in DEFAULTS.items():
         if options[name] == value:
             del options[name]
-    if "guidance_interval" in options:
-        options["guidance_interval"] = tuple(options["guidance_interval"])
+    interval = options.pop("guidance_interval")
+    if options["guidance"] != 1:
+        options["guidance_interval"] = tuple(interval)
     if recipe.task == "generate":
         return pipeline.generate(recipe.prompt, size=recipe.size, seed=recipe.seed, references=opened, **options)[0]
     masks = _find([recipe.mask] if recipe.mask else [], [] if mask is None else [mask], "--mask")

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from decoder.sampler import KnownRegion, Schedule, ScheduleConfig, StepState, flow_schedule, sample_euler
+from decoder.sampler import KnownRegion, Schedule, ScheduleConfig, Solver, StepState, flow_schedule, sample_flow
 from decoder.transformer import (
     DIT_TOKENS_PER_SIDE,
     PIXELS_PER_LATENT,
@@ -64,6 +65,7 @@ class DecoderSettings:
         guidance: classifier-free guidance scale, at least 1; 1 runs the conditional branch alone.
         guidance_interval: noise levels (low, high) in [0, 1] between which there is guidance
             (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+        solver: see :func:`decoder.sampler.sample_flow`.
         dynamic_thresholding: percentile in (0, 1], or None.
         strength: in (0, 1]; below 1 sampling starts from ``start_latents``.
         batch_branches: run both branches of guidance in one batch; by default on a GPU only, where it pays.
@@ -72,6 +74,7 @@ class DecoderSettings:
     steps: int = 50
     guidance: float = 1.5
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    solver: Solver = "euler"
     dynamic_thresholding: float | None = None
     strength: float = 1.0
     batch_branches: bool | None = field(default=None)
@@ -84,6 +87,8 @@ class DecoderSettings:
             raise ValueError(f"guidance must be at least 1, got {self.guidance}")
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance_interval must be (low, high) with 0 <= low <= high <= 1, got {(low, high)}")
+        if self.solver not in get_args(Solver):
+            raise ValueError(f"solver must be one of {', '.join(get_args(Solver))}, got {self.solver!r}")
         if self.dynamic_thresholding is not None and not 0 < self.dynamic_thresholding <= 1:
             raise ValueError(f"dynamic_thresholding must lie in (0, 1], got {self.dynamic_thresholding}")
         if not 0 < self.strength <= 1:
@@ -122,12 +127,13 @@ class DiffusionDecoder:
         schedule = flow_schedule(settings.steps, sequence_length, self.schedule, settings.strength)
         velocity = _GuidedVelocity(self.transformer, requests, settings, schedule)
         device = self.transformer.device
-        latents = sample_euler(
+        latents = sample_flow(
             velocity,
             torch.stack([request.noise for request in requests]).to(device),
             schedule,
             start=_stacked(requests, "start_latents", device) if settings.strength < 1 else None,
             known=_known(requests, device),
+            solver=settings.solver,
             dynamic_thresholding=settings.dynamic_thresholding,
             on_step=on_step,
         )

@@ -79,8 +79,10 @@ class Projections(nn.Module):
 
 @torch.no_grad()
 def prepare_to_run(network: nn.Module) -> None:
-    """Lay out a network that will not be trained: join the projections of its attentions, and on a CPU store fp32 weights
-    output by output. Shapes, names and values stay."""
+    """Lay out a network that will not be trained; shapes, names and values stay.
+
+    The projections of its attentions are joined, and on a CPU fp32 weights are stored output beside output.
+    """
     for module in network.modules():
         if isinstance(module, Linear) and onednn_may_serve(module.weight):
             module.weight.data = _laid_out(module.weight.data)

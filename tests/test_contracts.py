@@ -207,7 +207,7 @@ def test_a_moved_or_changed_source_is_noticed(pipeline, tmp_path):
         (lambda p: p.edit(photo(40, 40), mask_polarity="black"), "needs a mask"),
         (lambda p: p.generate("x", temperature=0, top_k=3), "top_k would have no effect"),
         (lambda p: p.generate("x", guidance=1, negative_text="x"), "negative_text would have no effect"),
-        (lambda p: p.generate("x", tier="fast", negative_text="x"), "tier fast uses no guidance: negative_text"),
+        (lambda p: p.generate("x", solver="heun"), "euler, multistep"),
         (lambda p: load(p.checkpoint.path, device="tpu9"), "device"),
         (lambda p: load(p.checkpoint.path, dtype="bfloat16", device="cpu"), "float32"),
         (lambda p: load(p.checkpoint.path, placement="disk"), "resident"),
@@ -239,9 +239,9 @@ def test_quality_tiers_are_named(pipeline):
     assert list(TIERS) == ["lossless", "fast"]
     slow, fast = (pipeline.generate("x", size=64, seed=1, tier=tier)[0] for tier in TIERS)
     assert (slow.recipe.tier, fast.recipe.tier) == ("lossless", "fast")
-    settings = [(made.recipe.settings["steps"], made.recipe.settings["guidance"]) for made in (slow, fast)]
-    assert settings == [(50, 1.5), (10, 1.0)]
-    plain = pipeline.generate("x", size=64, seed=1, steps=50, guidance=1.5)[0]
+    settings = [(made.recipe.settings["steps"], made.recipe.settings["solver"]) for made in (slow, fast)]
+    assert settings == [(50, "euler"), (6, "multistep")]
+    plain = pipeline.generate("x", size=64, seed=1, steps=50, guidance=1.5, solver="euler")[0]
     assert np.array_equal(pixels(slow), pixels(plain))
 
 

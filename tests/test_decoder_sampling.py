@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from decoder.autoencoder import Autoencoder
 from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder, Reference
-from decoder.sampler import KnownRegion, ScheduleConfig, flow_schedule, sample_euler, threshold_dynamically
+from decoder.sampler import KnownRegion, ScheduleConfig, flow_schedule, sample_flow, threshold_dynamically
 from tests.test_decoder_transformer import doubled, reference_caches, some_references
 from tests.tiny import random_codes
 from tests.tiny_decoder import CHANNELS, CONFIGS, GLYPH_WIDTH, random_tensor, tiny_autoencoder, tiny_transformers
@@ -213,7 +213,7 @@ def test_dynamic_thresholding_bounds_estimates_and_leaves_ordinary_ones_alone():
     assert both[1].abs().max() <= 3.0001
     seen = []
     clean = torch.full((1, 1, 2, 2), 50.0)
-    sample_euler(lambda x, step: x * 0 - clean, torch.zeros(1, 1, 2, 2), flow_schedule(3, 256, CONFIG),
+    sample_flow(lambda x, step: x * 0 - clean, torch.zeros(1, 1, 2, 2), flow_schedule(3, 256, CONFIG),
                  dynamic_thresholding=0.9, on_step=seen.append)  # fmt: skip
     assert all(state.clean.abs().max() <= 3.0001 for state in seen)
 
@@ -222,13 +222,29 @@ def test_dynamic_thresholding_bounds_estimates_and_leaves_ordinary_ones_alone():
     ("setting", "name"),
     [
         ({"steps": 0}, "steps"), ({"guidance": 0.5}, "guidance"),
-        ({"guidance_interval": (0.8, 0.2)}, "guidance_interval"),
+        ({"guidance_interval": (0.8, 0.2)}, "guidance_interval"), ({"solver": "heun"}, "solver"),
         ({"dynamic_thresholding": 0.0}, "dynamic_thresholding"), ({"strength": 0.0}, "strength"),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(setting, name):
     with pytest.raises(ValueError, match=name):
         DecoderSettings(**setting)
+
+
+def test_the_multistep_solver_follows_a_bend_that_euler_cuts():
+    """Velocity 2 sigma: the flow from 1 at sigma 1 is sigma squared; halving the steps' length quarters the error."""
+    errors = {}
+    for solver in ("euler", "multistep"):
+        for steps in (8, 16):
+            schedule = flow_schedule(steps, 256, CONFIG)
+            sigmas = schedule.sigmas.tolist()
+            end = sample_flow(
+                lambda x, step, s=sigmas: x * 0 + 2 * s[step], torch.ones(1, 1, 2, 2), schedule, solver=solver
+            )
+            errors[solver, steps] = float(end.abs().max())
+    assert errors["multistep", 8] < errors["euler", 8] / 4
+    assert errors["multistep", 16] < errors["multistep", 8] / 3
+    assert errors["euler", 16] > errors["euler", 8] / 3
 
 
 def test_different_grids_are_refused():

@@ -56,7 +56,7 @@ class KeyValueCache:
         return keys, values
 
     def visible(self, count: int = 1) -> Tensor | None:
-        """Which of the columns that :meth:`append` returns each of ``count`` tokens sees: (B, S, T), or None for all."""
+        """Which columns of :meth:`append` each of ``count`` new tokens sees: (B, S, T), or None for all."""
         if not self._unequal and count == 1:
             return None
         device = self.lengths.device

@@ -1,9 +1,11 @@
 """Generating the code grids of pictures, several in one batch.
 
-Prompts, references and grids may differ from picture to picture. Several pictures go token by token together; one
-picture alone goes ahead of itself (:meth:`_Batch._run_ahead`), since a few rows cost a CPU little more than one. A picture's tokens depend on its own request
+Prompts, references and grids may differ from picture to picture. A picture's tokens depend on its own request
 alone: each has its own random stream, and rows of a batch do not see each other. Inside a grid only codes can be
 drawn; the image end is not drawn at all, since it can only stand after the last cell.
+
+Several pictures go token by token together. One picture alone on a CPU guesses its next tokens and checks them in one
+pass, since some rows cost little more than one there.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,7 +77,8 @@ def generate_grids(
 
     Args:
         codebook_size: codes are ``0 .. codebook_size - 1``.
-        on_progress: called after every pass, which is a token of every picture or some of the only one; what it raises ends the generation.
+        on_progress: called after every pass, that is a token of each picture or some of a single one; what it raises
+            ends the generation.
 
     Returns:
         For each request its grids, each (h, w) int64 on the CPU.

@@ -29,13 +29,16 @@ Lora = Annotated[
     list[Path] | None, _option("--lora", panel=MACHINE, help="Folder of LoRA adapters to merge in; may be repeated.")
 ]
 Tier = Annotated[
-    str | None, _option("--tier", panel=DIFFUSION, help="lossless (50 steps, guidance) or fast (10, none).")
+    str | None, _option("--tier", panel=DIFFUSION, help="lossless (50 steps) or fast (6, multistep, nearly the same).")
 ]
 Steps = Annotated[int | None, _option("--steps", panel=DIFFUSION, help="Diffusion steps, 1 to 1000.")]
 Guidance = Annotated[float | None, _option("--guidance", panel=DIFFUSION, help="Guidance of the decoder, 1 is none.")]
 GuidanceInterval = Annotated[
     tuple[float, float] | None,
     _option("--guidance-interval", panel=DIFFUSION, help="Noise levels LOW HIGH (0 to 1) with guidance."),
+]
+Solver = Annotated[
+    str | None, _option("--solver", panel=DIFFUSION, help="euler, or multistep, which needs fewer steps.")
 ]
 DynamicThresholding = Annotated[
     float | None,
