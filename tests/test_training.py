@@ -364,7 +364,8 @@ def test_exercises_in_copying_show_a_renamed_reference_and_ask_for_it(
                 assert torch.equal(own[-1], target[-1])
                 continue
             assert sample["text"] == ""
-            assert torch.equal(own[0], references[-1]) and len(own) == 1
+            assert len(own) == 1
+            assert torch.equal(own[0], references[-1])
             pairs = {(int(a), int(b)) for a, b in zip(true[-1].flatten(), own[0].flatten())}
             assert len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs)
             renamed += any(a != b for a, b in pairs)
