@@ -1,5 +1,7 @@
 """Muon beside AdamW: what each updates, and that saved states bring both back."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -65,3 +67,22 @@ def test_it_fits_faster_than_it_started() -> None:
 def test_a_pattern_that_matches_no_matrix_is_refused() -> None:
     with pytest.raises(UsageError, match="matches no matrix"):
         build_optimizer(network().named_parameters(), config(muon=["*.bias"]))
+
+
+NO_STAGES = ("common", "domain", "evaluate", "model")
+STAGES = [path for path in sorted((Path(__file__).parent.parent / "configs/nano").glob("*.yaml")) if path.stem not in NO_STAGES]
+
+
+@pytest.mark.parametrize("path", STAGES, ids=[path.stem for path in STAGES])
+def test_every_stage_of_the_recipe_finds_what_it_trains(path: Path) -> None:
+    """Patterns of what learns, what is frozen and what Muon takes match the embedded model's networks."""
+    from arimage.checkpoint import Checkpoint
+    from arimage.configuration import load_yaml
+    from arimage.embedded import embedded_folder
+    from arimage.training.loop import build_objective, choose_trainable
+
+    config = load_yaml(path, TrainConfig, [f"start={embedded_folder()}"])
+    objective = build_objective(Checkpoint.open(embedded_folder()), config, torch.device("cpu"))
+    choose_trainable(objective, config)
+    optimizer = build_optimizer([(n, p) for n, p in objective.named_parameters() if p.requires_grad], config)
+    assert any(group.get("muon") for group in optimizer.param_groups) == bool(config.muon)
