@@ -69,8 +69,9 @@ def test_a_pattern_that_matches_no_matrix_is_refused() -> None:
         build_optimizer(network().named_parameters(), config(muon=["*.bias"]))
 
 
+RECIPE = Path(__file__).parent.parent / "configs" / "nano"
 NO_STAGES = ("common", "domain", "evaluate", "model")
-STAGES = [path for path in sorted((Path(__file__).parent.parent / "configs/nano").glob("*.yaml")) if path.stem not in NO_STAGES]
+STAGES = [path for path in sorted(RECIPE.glob("*.yaml")) if path.stem not in NO_STAGES]
 
 
 @pytest.mark.parametrize("path", STAGES, ids=[path.stem for path in STAGES])
