@@ -57,7 +57,7 @@ class Options(TypedDict, total=False):
             :class:`arimage.TokenSampling`; a checkpoint may bring defaults of its own.
         preview_grid: generate the format's preview grid before the picture's own tokens, or leave it out, which needs
             a model that was trained for it; a checkpoint may bring its own default. Not for pictures with references.
-        on_progress: called after every token and diffusion step.
+        on_progress: called as tokens come, one or some at a time, and after every diffusion step.
         on_preview: called with cheap looks at the picture under way.
         cancel: when this event is set, the call ends with :class:`arimage.Cancelled`.
     """
