@@ -86,7 +86,8 @@ def step_attention(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor 
     if count == 1:
         grouped = query.view(batch, shared, heads // shared, head_dim)
         mask = None if visible is None else visible[:, None]
-        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).view(batch, 1, heads, head_dim)
+        attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
+        return attended.reshape(batch, 1, heads, head_dim)
     grouped = query.unflatten(2, (shared, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
     mask = None if visible is None else visible[:, None].repeat(1, 1, heads // shared, 1)
     attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
