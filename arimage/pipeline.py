@@ -367,18 +367,15 @@ def _settings(options: Options, strength: float, sampling: Mapping[str, float]) 
     tier = options.get("tier", "lossless")
     if tier not in TIERS:
         raise UsageError(f"tier must be one of {', '.join(TIERS)}, got {tier!r}")
-    guidance = options.get("guidance", TIERS[tier]["guidance"])
-    _refuse_idle(options, guidance)
+    diffusion = TIERS[tier] | {name: value for name, value in options.items() if name in TIERS[tier]}
+    _refuse_idle(options, diffusion["guidance"])
     chosen = {**sampling, **{name: value for name, value in options.items() if name in SAMPLING}}
     chosen["guidance"] = chosen.pop("token_guidance", TokenSampling().guidance)
     preview_grid = chosen.pop("preview_grid", True)
     try:
         tokens = TokenSampling(**chosen)  # type: ignore[arg-type]
         return tier, Settings(
-            steps=options.get("steps", TIERS[tier]["steps"]),
-            guidance=guidance,
-            guidance_interval=options.get("guidance_interval", TIERS[tier]["guidance_interval"]),
-            solver=options.get("solver", TIERS[tier]["solver"]),
+            **diffusion,
             dynamic_thresholding=options.get("dynamic_thresholding"),
             strength=strength,
             negative_text=options.get("negative_text", ""),

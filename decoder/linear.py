@@ -17,11 +17,11 @@ FEWEST_ROWS = 2
 
 def onednn_serves(hidden: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN multiplies: several rows by a laid-out fp32 weight on a CPU, and no gradients to come."""
-    plain = hidden.device.type == "cpu" and hidden.dtype == weight.dtype == torch.float32
-    if not (ONEDNN and plain) or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if not onednn_may_serve(weight) or hidden.dtype != torch.float32:
         return False
-    several = hidden.numel() >= FEWEST_ROWS * hidden.shape[-1]
-    return several and weight.stride() == (1, len(weight)) and type(weight) in (Tensor, nn.Parameter)
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    return hidden.numel() >= FEWEST_ROWS * hidden.shape[-1] and weight.stride() == (1, len(weight))
 
 
 def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -92,6 +92,7 @@ def prepare_to_run(network: nn.Module) -> None:
 
 
 def onednn_may_serve(weight: Tensor) -> bool:
+    """Whether a weight is one that oneDNN can take once it is laid out: plain fp32 on a CPU."""
     plain = type(weight) in (Tensor, nn.Parameter) and weight.device.type == "cpu" and weight.dtype == torch.float32
     return ONEDNN and plain
 

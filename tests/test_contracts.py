@@ -239,8 +239,9 @@ def test_quality_tiers_are_named(pipeline):
     assert list(TIERS) == ["lossless", "fast"]
     slow, fast = (pipeline.generate("x", size=64, seed=1, tier=tier)[0] for tier in TIERS)
     assert (slow.recipe.tier, fast.recipe.tier) == ("lossless", "fast")
-    settings = [(made.recipe.settings["steps"], made.recipe.settings["solver"]) for made in (slow, fast)]
-    assert settings == [(50, "euler"), (6, "multistep")]
+    names = ("steps", "guidance", "guidance_interval", "solver")
+    settings = [[made.recipe.settings[name] for name in names] for made in (slow, fast)]
+    assert settings == [[50, 1.5, [0.0, 1.0], "euler"], [6, 1.5, [0.6, 1.0], "multistep"]]
     plain = pipeline.generate("x", size=64, seed=1, steps=50, guidance=1.5, solver="euler")[0]
     assert np.array_equal(pixels(slow), pixels(plain))
 

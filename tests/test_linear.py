@@ -25,6 +25,9 @@ def test_joined_projections_are_the_separate_ones(bias: bool) -> None:
     attention, hidden = Attention(bias), torch.randn(3, 5, 8)
     with torch.no_grad():
         separate = attention.project_all(hidden)
+        assert torch.equal(
+            separate, torch.cat([attention.to_q(hidden), attention.to_k(hidden), attention.to_v(hidden)], -1)
+        )
         prepare_to_run(nn.Sequential(attention))
         assert torch.allclose(attention.project_all(hidden), separate, atol=1e-6)
         apart = torch.cat([attention.to_q(hidden), attention.to_k(hidden), attention.to_v(hidden)], -1)

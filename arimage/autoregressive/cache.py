@@ -48,8 +48,6 @@ class KeyValueCache:
         if self._unequal:
             places = self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
             pairs[self._rows[:, None], :, places] = pair
-        elif count == 1:
-            pairs.select(2, self._longest).copy_(pair[:, 0])
         else:
             pairs.narrow(2, self._longest, count).copy_(pair.transpose(1, 2))
         keys, values = pairs.narrow(2, 0, self._longest + count).split(self.heads, dim=1)

@@ -118,16 +118,16 @@ class _Batch:
         self.fixed = _stack([_fixed(request) for request in requests], self.steps, fill=FREE).to(device)
         self.any_fixed = (self.fixed >= 0).any(dim=0).tolist()
         self.codes = torch.zeros(len(requests), self.steps, dtype=torch.long, device=device)
-        self.ahead = AHEAD if device.type == "cpu" else 1
+        self.total = int(self.counts.sum())
+        self.ahead = AHEAD if device.type == "cpu" and len(requests) == 1 else 1
 
     def run(self, on_progress: Callable[[TokenProgress], None] | None) -> list[list[Tensor]]:
         longest = max(len(prompt.tokens) for prompt in self.prompts)
-        ahead = self.ahead if len(self.requests) == 1 else 1
         model = self.model
         cache = KeyValueCache(model.config, len(self.prompts), longest + self.steps, model.device, model.dtype)
         hidden = self._prefill(cache, longest)
-        if ahead > 1:
-            self._run_ahead(cache, hidden, ahead, on_progress)
+        if self.ahead > 1:
+            self._run_ahead(cache, hidden, on_progress)
         else:
             self._run_together(cache, hidden, on_progress)
         return [_cut(codes, request.prompt.grids) for codes, request in zip(self.codes.cpu(), self.requests)]
@@ -157,7 +157,7 @@ class _Batch:
                 cache.advance()
 
     def _run_ahead(
-        self, cache: KeyValueCache, hidden: Tensor, ahead: int, on_progress: Callable[[TokenProgress], None] | None
+        self, cache: KeyValueCache, hidden: Tensor, on_progress: Callable[[TokenProgress], None] | None
     ) -> None:
         """The tokens of one picture, several in a pass: guessed ahead, and kept as far as the guesses come true.
 
@@ -172,20 +172,20 @@ class _Batch:
         codes = self.codes[0]
         codes[:1] = self._draw(self._scores(hidden), picture, slice(0, 1))[0]
         self._report(1, on_progress)
-        known, guessed, usual = 1, 1, float(ahead)
+        known, guessed, usual = 1, 1, float(self.ahead)
         while known < self.steps:
-            count = min(ahead if usual >= WORTH_IT else FEW_AHEAD, self.steps - known)
+            count = min(self.ahead if usual >= WORTH_IT else FEW_AHEAD, self.steps - known)
             for place in range(guessed, known + count - 1):
                 codes[place] = codes[place - width if place >= width else place - 1]
-            self._fix(codes, slice(known, known + count))
-            first = known - 1
+            places, first = slice(known, known + count), known - 1
+            codes[places] = self._with_given(codes[None, places], picture, places)[0]
             by = cos[:, first : first + count], sin[:, first : first + count]
             fed = codes[None, first : first + count].expand(len(self.prompts), -1)
             hidden = self.model.step(fed, by, cache)
-            drawn = self._draw(self._scores(hidden), picture, slice(known, known + count))[0]
-            right = (drawn == codes[known : known + count]).tolist()[: count - 1]
+            drawn = self._draw(self._scores(hidden), picture, places)[0]
+            right = (drawn == codes[places]).tolist()[: count - 1]
             kept = right.index(False) + 1 if False in right else count
-            codes[known : known + count] = drawn
+            codes[places] = drawn
             cache.advance(kept)
             usual += (kept - usual) / FEW_AHEAD
             guessed, known = max(guessed, known + count), known + kept
@@ -193,8 +193,8 @@ class _Batch:
 
     def _report(self, position: int, on_progress: Callable[[TokenProgress], None] | None) -> None:
         if on_progress is not None:
-            done, total = int(self.counts.clamp(max=position).sum()), int(self.counts.sum())
-            on_progress(TokenProgress(done, total, self.codes, self.requests, position))
+            done = int(self.counts.clamp(max=position).sum())
+            on_progress(TokenProgress(done, self.total, self.codes, self.requests, position))
 
     def _prefill(self, cache: KeyValueCache, longest: int) -> Tensor:
         device = self.model.device
@@ -218,17 +218,14 @@ class _Batch:
     def _draw(self, scores: Tensor, pictures: Tensor, places: slice) -> Tensor:
         """The tokens of some places, (pictures, S)."""
         tokens = draw(scores.flatten(0, 1), self.uniform[pictures, places].flatten(), self.sampling)
-        tokens = tokens.view(scores.shape[:2])
-        if any(self.any_fixed[places]):
-            given = self.fixed[pictures, places]
-            tokens = torch.where(given >= 0, given, tokens)
-        return tokens
+        return self._with_given(tokens.view(scores.shape[:2]), pictures, places)
 
-    def _fix(self, codes: Tensor, places: slice) -> None:
-        """Put what is given among guesses."""
-        if any(self.any_fixed[places]):
-            given = self.fixed[0, places]
-            codes[places] = torch.where(given >= 0, given, codes[places])
+    def _with_given(self, tokens: Tensor, pictures: Tensor, places: slice) -> Tensor:
+        """Tokens (pictures, S) of some places, or what is given in their stead."""
+        if not any(self.any_fixed[places]):
+            return tokens
+        given = self.fixed[pictures, places]
+        return torch.where(given >= 0, given, tokens)
 
 
 def _uniform(request: TokenRequest) -> Tensor:
