@@ -83,28 +83,33 @@ def test_greedy_tokens_are_the_references_over_a_whole_picture(shape, seed, size
 
 @pytest.mark.parametrize("sampling", [GREEDY, TokenSampling(), TokenSampling(temperature=0.3, guidance=2.0)])
 @pytest.mark.parametrize("given", [False, True])
-def test_guessing_ahead_draws_the_tokens_that_come_one_by_one(sampling, given, monkeypatch):
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_guessing_ahead_draws_the_tokens_that_come_one_by_one(sampling, given, pictures, monkeypatch):
     model = tiny_autoregressive()
     with torch.no_grad():
         model.model.language_model.embed_tokens.weight *= 0.05
-    start, target = prompt(target=Grid(6, 5), references=[random_codes(3, 2)]), Grid(6, 5)
-    fixed = torch.where(torch.rand(*target) < 0.3, random_codes(*target), FREE) if given else None
-    request = TokenRequest(start, 5, fixed, prompt("", target, references=[random_codes(3, 2)]))
+    requests = []
+    for seed, target in zip(range(pictures), (Grid(6, 5), Grid(3, 4), Grid(1, 1))):
+        references = [random_codes(3, 2)] if seed != 1 else []
+        fixed = torch.where(torch.rand(*target) < 0.3, random_codes(*target), FREE) if given else None
+        start, empty = (prompt(text, target, references) for text in ("a red fox", ""))
+        requests.append(TokenRequest(start, seed, fixed, empty))
     found, passes = [], []
     step = type(model).step
     monkeypatch.setattr(type(model), "step", lambda self, *rest: (passes.append(1), step(self, *rest))[1])
     for ahead in (1, 3, 16):
         monkeypatch.setattr(generation, "AHEAD", ahead)
         states = []
-        found.append(generate_grids(model, [request], sampling, CODES, states.append)[0][0])
+        grids = generate_grids(model, requests, sampling, CODES, states.append)
+        found.append(torch.cat([grid.flatten() for picture in grids for grid in picture]))
         shown = [state.done for state in states]
         assert shown == sorted(set(shown))
-        assert shown[-1] == target.cells
+        assert shown[-1] == len(found[-1])
         passes.append(0)
     alone, few, many = (len(list(group)) for key, group in itertools.groupby(passes) if key)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
-    assert alone == target.cells - 1
+    assert alone == max(request.prompt.new_tokens for request in requests) - 1
     assert max(few, many) < alone
 
 
@@ -238,7 +243,9 @@ def test_guidance_moves_tokens_towards_the_prompt():
     assert int(grid) == int(wanted)
 
 
-def test_progress_counts_every_token_and_shows_the_preview():
+@pytest.mark.parametrize("ahead", [1, 16])
+def test_progress_counts_every_token_and_shows_the_preview(ahead, monkeypatch):
+    monkeypatch.setattr(generation, "AHEAD", ahead)
     seen = []
     requests = unequal_requests()
     grids = generate_grids(
@@ -249,8 +256,12 @@ def test_progress_counts_every_token_and_shows_the_preview():
     assert seen[-1][:2] == (total, total)
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
     cells = requests[0].prompt.grids[0].cells
-    assert seen[cells - 2][2] == []
-    assert torch.equal(seen[cells - 1][2][0], grids[0][0])
+    shown = [finished for _, _, finished in seen]
+    assert [len(finished) for finished in shown] == sorted(len(finished) for finished in shown)
+    assert all(torch.equal(finished[0], grids[0][0]) for finished in shown if finished)
+    if ahead == 1:
+        assert shown[cells - 2] == []
+        assert len(shown[cells - 1]) == 1
 
 
 def test_a_callback_can_stop_the_generation():

@@ -25,6 +25,7 @@ class KeyValueCache:
         self.pairs = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self._rows = torch.arange(batch, device=device)
+        self._held = torch.zeros(batch, dtype=torch.long)
         self._longest = 0
         self._unequal = False
 
@@ -33,8 +34,9 @@ class KeyValueCache:
         self.pairs[layer][:, :, : keys.shape[1]] = torch.cat([keys, values], dim=2).transpose(1, 2)
 
     def filled(self, lengths: Tensor) -> None:
-        """Say how many tokens of the prompt each row holds: (B,)."""
-        self.lengths = lengths.to(self.lengths)
+        """Say how many tokens of the prompt each row holds: (B,), on the CPU."""
+        self._held = lengths
+        self.lengths = lengths.to(self.lengths.device)
         self._longest = int(lengths.max())
         self._unequal = bool((lengths != lengths[0]).any())
 
@@ -61,13 +63,21 @@ class KeyValueCache:
         ends = self.lengths[:, None] + torch.arange(count, device=device)
         return torch.arange(self._longest + count, device=device) <= ends[..., None]
 
-    def advance(self, count: int = 1) -> None:
-        """So many of the tokens that have been appended in every layer stay; what follows is written over."""
-        self.lengths = self.lengths + count
-        self._longest += count
+    def advance(self, counts: int | Tensor = 1) -> None:
+        """So many of the tokens that have been appended in every layer stay; what follows is written over.
+
+        Args:
+            counts: of every row, or (B,) of each, on the CPU. A number spares the device a copy.
+        """
+        if isinstance(counts, Tensor):
+            self.filled(self._held + counts)
+        else:
+            self._held = self._held + counts
+            self.lengths = self.lengths + counts
+            self._longest += counts
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these (indices), in this order."""
         self.pairs = [pairs[rows] for pairs in self.pairs]
         self._rows = self._rows[: len(rows)]
-        self.filled(self.lengths[rows])
+        self.filled(self._held[rows.cpu()])

@@ -21,6 +21,7 @@ from arimage.autoregressive.sampling import TokenSampling, draw
 
 FREE = -1
 AHEAD, FEW_AHEAD, WORTH_IT = 16, 4, 2.0
+AHEAD_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,13 @@ class TokenProgress:
     total: int
     _codes: Tensor
     _requests: Sequence[TokenRequest]
-    _position: int
+    _known: Tensor
 
     def finished_grids(self, picture: int) -> list[Tensor]:
         """The whole grids that picture ``picture`` has by now (the preview comes first)."""
         grids, start = [], 0
         for grid in self._requests[picture].prompt.grids:
-            if start + grid.cells <= self._position:
+            if start + grid.cells <= self._known[picture]:
                 grids.append(self._codes[picture, start : start + grid.cells].cpu().view(tuple(grid)))
             start += grid.cells
         return grids
@@ -77,8 +78,7 @@ def generate_grids(
 
     Args:
         codebook_size: codes are ``0 .. codebook_size - 1``.
-        on_progress: called after every pass, that is a token of each picture or some of a single one; what it raises
-            ends the generation.
+        on_progress: called after every pass, that is some tokens of each picture; what it raises ends the generation.
 
     Returns:
         For each request its grids, each (h, w) int64 on the CPU.
@@ -112,89 +112,86 @@ class _Batch:
         if guided:
             self.prompts += [request.unconditional for request in requests if request.unconditional is not None]
         self.counts = torch.tensor([request.prompt.new_tokens for request in requests])
-        self.steps = int(self.counts.max())
-        device = model.device
-        self.uniform = _stack([_uniform(request) for request in requests], self.steps).to(device)
-        self.fixed = _stack([_fixed(request) for request in requests], self.steps, fill=FREE).to(device)
-        self.any_fixed = (self.fixed >= 0).any(dim=0).tolist()
-        self.codes = torch.zeros(len(requests), self.steps, dtype=torch.long, device=device)
         self.total = int(self.counts.sum())
-        self.ahead = AHEAD if device.type == "cpu" and len(requests) == 1 else 1
+        device = model.device
+        self.ahead = AHEAD if device.type == "cpu" else 1
+        self.room = int(self.counts.max()) + self.ahead
+        self.offsets = torch.arange(self.ahead, device=device)
+        self.uniform = _stack([_uniform(request) for request in requests], self.room).to(device)
+        self.fixed = _stack([_fixed(request) for request in requests], self.room, fill=FREE).to(device)
+        self.any_fixed = bool((self.fixed >= 0).any())
+        self.grids = _stack([_grids_of_places(request.prompt) for request in requests], self.room, fill=1).to(device)
+        self.codes = torch.zeros(len(requests), self.room, dtype=torch.long, device=device)
 
     def run(self, on_progress: Callable[[TokenProgress], None] | None) -> list[list[Tensor]]:
-        longest = max(len(prompt.tokens) for prompt in self.prompts)
-        model = self.model
-        cache = KeyValueCache(model.config, len(self.prompts), longest + self.steps, model.device, model.dtype)
-        hidden = self._prefill(cache, longest)
-        if self.ahead > 1:
-            self._run_ahead(cache, hidden, on_progress)
-        else:
-            self._run_together(cache, hidden, on_progress)
-        return [_cut(codes, request.prompt.grids) for codes, request in zip(self.codes.cpu(), self.requests)]
-
-    def _run_together(
-        self, cache: KeyValueCache, hidden: Tensor, on_progress: Callable[[TokenProgress], None] | None
-    ) -> None:
-        """One token of every picture at a time."""
-        cos, sin = self._rotations()
-        pictures = torch.arange(len(self.requests))
-        finishing = set(self.counts.tolist())
-        for position in range(self.steps):
-            if position in finishing:
-                live = pictures[self.counts[pictures] > position]
-                rows = torch.isin(pictures, live).nonzero()[:, 0]
-                rows = torch.cat([rows, rows + len(pictures)]) if self.guided else rows
-                cache.keep(rows.to(self.model.device))
-                cos, sin, hidden = cos[rows], sin[rows], hidden[rows]
-                pictures = live
-            tokens = self._draw(self._scores(hidden), pictures, slice(position, position + 1))[:, 0]
-            self.codes[pictures, position] = tokens
-            self._report(position + 1, on_progress)
-            if position + 1 < self.steps:
-                tokens = tokens.repeat(2) if self.guided else tokens
-                by = cos[:, position : position + 1], sin[:, position : position + 1]
-                hidden = self.model.step(tokens[:, None], by, cache)
-                cache.advance()
-
-    def _run_ahead(
-        self, cache: KeyValueCache, hidden: Tensor, on_progress: Callable[[TokenProgress], None] | None
-    ) -> None:
-        """The tokens of one picture, several in a pass: guessed ahead, and kept as far as the guesses come true.
+        """Some tokens of every picture in a pass: guessed ahead, and kept as far as the guesses come true.
 
         A token is a function of what is before it and of its own random number, so a token drawn behind right guesses
         is the very token that would have been drawn alone (Jacobi decoding, Song et al. 2021, arXiv:2002.03629, under
-        fixed noise). What is drawn behind a wrong guess is the next pass's guess. Where hardly one in a pass comes
-        true, fewer are made.
+        fixed noise). What is drawn behind a wrong guess is the next pass's guess. Without guesses nothing waits for
+        the device.
         """
-        picture = torch.zeros(1, dtype=torch.long)
+        longest = max(len(prompt.tokens) for prompt in self.prompts)
+        model, device = self.model, self.model.device
+        cache = KeyValueCache(model.config, len(self.prompts), longest + self.room, device, model.dtype)
+        hidden = self._prefill(cache, longest)
         cos, sin = self._rotations()
-        width = self.requests[0].prompt.target.width
-        codes = self.codes[0]
-        codes[:1] = self._draw(self._scores(hidden), picture, slice(0, 1))[0]
-        self._report(1, on_progress)
-        known, guessed, usual = 1, 1, float(self.ahead)
-        while known < self.steps:
-            count = min(self.ahead if usual >= WORTH_IT else FEW_AHEAD, self.steps - known)
-            for place in range(guessed, known + count - 1):
-                codes[place] = codes[place - width if place >= width else place - 1]
-            places, first = slice(known, known + count), known - 1
-            codes[places] = self._with_given(codes[None, places], picture, places)[0]
-            by = cos[:, first : first + count], sin[:, first : first + count]
-            fed = codes[None, first : first + count].expand(len(self.prompts), -1)
-            hidden = self.model.step(fed, by, cache)
-            drawn = self._draw(self._scores(hidden), picture, places)[0]
-            right = (drawn == codes[places]).tolist()[: count - 1]
-            kept = right.index(False) + 1 if False in right else count
-            codes[places] = drawn
-            cache.advance(kept)
-            usual += (kept - usual) / FEW_AHEAD
-            guessed, known = max(guessed, known + count), known + kept
+        live = torch.arange(len(self.requests))
+        known = torch.ones_like(live)
+        pictures, first = live.to(device)[:, None], known.to(device)[:, None]
+        guessed, usual = first, float(self.ahead)
+        self.codes[pictures, first - 1] = self._draw(self._scores(hidden), pictures, first - 1)
+        self._report(known, on_progress)
+        while (unfinished := known[live] < self.counts[live]).any():
+            if not unfinished.all():
+                live, stay = live[unfinished], unfinished.nonzero()[:, 0].to(device)
+                cache.keep(torch.cat([stay, stay + len(pictures)]) if self.guided else stay)
+                pictures, first, guessed = pictures[stay], first[stay], guessed[stay]
+            count = self._passed(len(live), usual, int((self.counts - known)[live].max()))
+            places = first + self.offsets[:count]
+            self._guess(pictures, places[:, :-1], guessed)
+            rows, at = self._rows(pictures, len(self.requests)), self._rows(places - 1)
+            fed = self._rows(self.codes[pictures, places - 1])
+            hidden = model.step(fed, (cos[rows, at], sin[rows, at]), cache)
+            drawn = self._draw(self._scores(hidden), pictures, places)
+            right = drawn[:, :-1] == self.codes[pictures, places[:, :-1]]
+            kept = 1 + right.cumprod(dim=1).sum(dim=1, keepdim=True)
+            self.codes[pictures, places] = drawn
+            guessed, first = torch.maximum(guessed, first + count), first + kept
+            if count == 1:
+                cache.advance()
+                known[live] += 1
+            else:
+                settled = kept.cpu()
+                cache.advance(self._rows(settled)[:, 0])
+                known[live] += settled[:, 0]
+                usual += (float(settled.float().mean()) - usual) / FEW_AHEAD
             self._report(known, on_progress)
+        return [_cut(codes, request.prompt.grids) for codes, request in zip(self.codes.cpu(), self.requests)]
 
-    def _report(self, position: int, on_progress: Callable[[TokenProgress], None] | None) -> None:
+    def _rows(self, by_picture: Tensor, to_twin: int = 0) -> Tensor:
+        """What (pictures, S) is for all rows: (rows, S); ``to_twin`` is added for unconditional ones."""
+        return torch.cat([by_picture, by_picture + to_twin]) if self.guided else by_picture
+
+    def _passed(self, pictures: int, usual: float, left: int) -> int:
+        """How many tokens of each picture a pass takes: fewer of many pictures, and where few guesses come true."""
+        rows = 2 * pictures if self.guided else pictures
+        most = max(1, min(self.ahead, AHEAD_ROWS // rows, left))
+        return most if usual >= WORTH_IT else min(most, FEW_AHEAD)
+
+    def _guess(self, pictures: Tensor, places: Tensor, guessed: Tensor) -> None:
+        """Write what is given, or else the nearest code above, or the last one, at places beyond ``guessed``."""
+        if places.shape[1] == 0:
+            return
+        start, width = self.grids[pictures, places].unbind(dim=-1)
+        above = (places - guessed + width).clamp(min=0) // width * width
+        source = torch.where(places - above >= start, places - above, guessed - 1)
+        self.codes[pictures, places] = self._with_given(self.codes[pictures, source], pictures, places)
+
+    def _report(self, known: Tensor, on_progress: Callable[[TokenProgress], None] | None) -> None:
         if on_progress is not None:
-            done = int(self.counts.clamp(max=position).sum())
-            on_progress(TokenProgress(done, self.total, self.codes, self.requests, position))
+            known = torch.minimum(known, self.counts)
+            on_progress(TokenProgress(int(known.sum()), self.total, self.codes, self.requests, known))
 
     def _prefill(self, cache: KeyValueCache, longest: int) -> Tensor:
         device = self.model.device
@@ -205,7 +202,7 @@ class _Batch:
 
     def _rotations(self) -> Rotation:
         positions = [generated_positions(prompt).T for prompt in self.prompts]
-        return self.model.step_rotation(_stack(positions, self.steps + 1).permute(2, 0, 1))
+        return self.model.step_rotation(_stack(positions, self.room).permute(2, 0, 1))
 
     def _scores(self, hidden: Tensor) -> Tensor:
         """Of (rows, hidden) or (rows, S, hidden), guided: (pictures, S, codes)."""
@@ -215,14 +212,14 @@ class _Batch:
             scores = unconditional + self.sampling.guidance * (conditional - unconditional)
         return scores[:, None] if scores.ndim == 2 else scores
 
-    def _draw(self, scores: Tensor, pictures: Tensor, places: slice) -> Tensor:
+    def _draw(self, scores: Tensor, pictures: Tensor, places: Tensor) -> Tensor:
         """The tokens of some places, (pictures, S)."""
         tokens = draw(scores.flatten(0, 1), self.uniform[pictures, places].flatten(), self.sampling)
         return self._with_given(tokens.view(scores.shape[:2]), pictures, places)
 
-    def _with_given(self, tokens: Tensor, pictures: Tensor, places: slice) -> Tensor:
+    def _with_given(self, tokens: Tensor, pictures: Tensor, places: Tensor) -> Tensor:
         """Tokens (pictures, S) of some places, or what is given in their stead."""
-        if not any(self.any_fixed[places]):
+        if not self.any_fixed:
             return tokens
         given = self.fixed[pictures, places]
         return torch.where(given >= 0, given, tokens)
@@ -238,6 +235,15 @@ def _fixed(request: TokenRequest) -> Tensor:
     if request.fixed is not None:
         fixed[-request.prompt.target.cells :] = request.fixed.reshape(-1)
     return fixed
+
+
+def _grids_of_places(prompt: Prompt) -> Tensor:
+    """For every token to come where its grid starts and how wide that is: (new_tokens, 2)."""
+    rows, start = [], 0
+    for grid in prompt.grids:
+        rows += [[start, grid.width]] * grid.cells
+        start += grid.cells
+    return torch.tensor(rows)
 
 
 def _stack(rows: Sequence[Tensor], length: int, fill: int = 0) -> Tensor:
