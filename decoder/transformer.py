@@ -266,6 +266,10 @@ class Block(nn.Module):
         return image + fed[:, length:] * gate_f, glyphs + fed[:, :length] * g_gate_f, own
 
 
+def _identity(reference: tuple[Tensor, Tensor]) -> tuple[int, int]:
+    return id(reference[0]), id(reference[1])
+
+
 def modulated(hidden: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Layer norm without parameters, then an affine map given from outside."""
     return F.layer_norm(hidden, hidden.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
@@ -406,18 +410,20 @@ class DiffusionTransformer(nn.Module):
         return ReferenceCache(layers, columns < torch.tensor(lengths, device=self.device)[:, None])
 
     def _encode_each(self, rows: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> list[list[list[KeyValue]]]:
-        """The keys and values of each reference of each row; those of one size go through the network together."""
-        places: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-        for row, references in enumerate(rows):
-            for column, (latents, _) in enumerate(references):
-                places.setdefault(tuple(latents.shape), []).append((row, column))
-        encoded: list[list[list[KeyValue]]] = [[[] for _ in row] for row in rows]
-        for alike in places.values():
-            latents, codes = (torch.stack(part) for part in zip(*(rows[row][column] for row, column in alike)))
+        """The keys and values of each reference of each row.
+
+        Those of one size go through the network together, the very same tensors once.
+        """
+        alike: dict[tuple[int, ...], dict[tuple[int, int], tuple[Tensor, Tensor]]] = {}
+        for reference in (reference for row in rows for reference in row):
+            alike.setdefault(tuple(reference[0].shape), {})[_identity(reference)] = reference
+        encoded: dict[tuple[int, int], list[KeyValue]] = {}
+        for references in alike.values():
+            latents, codes = (torch.stack(part) for part in zip(*references.values()))
             layers = self._encode_references(latents, codes)
-            for index, (row, column) in enumerate(alike):
-                encoded[row][column] = [(key[index : index + 1], value[index : index + 1]) for key, value in layers]
-        return encoded
+            for index, identity in enumerate(references):
+                encoded[identity] = [(key[index : index + 1], value[index : index + 1]) for key, value in layers]
+        return [[encoded[_identity(reference)] for reference in row] for row in rows]
 
     def _encode_references(self, latents: Tensor, codes: Tensor) -> list[KeyValue]:
         latents, codes = latents.to(self.device, self.dtype), codes.to(self.device)

@@ -132,6 +132,23 @@ def test_padded_glyphs_and_unequal_references_change_nothing(config):
         assert relative(together[i : i + 1], reference_output(reference, one, caches=caches)) < 1e-4
 
 
+def test_a_reference_that_several_rows_share_is_encoded_once(monkeypatch):
+    _, ours = tiny_transformers(CONFIGS[0], 0)
+    one, two = some_references(2)
+    encoded = []
+    encode = ours._encode_references
+    monkeypatch.setattr(ours, "_encode_references", lambda *given: (encoded.append(len(given[0])), encode(*given))[1])
+    with torch.no_grad():
+        shared = ours.encode_references([[one], [one, two], [one]])
+        assert sum(encoded) == 2
+        apart = ours.encode_references(
+            [[(row[0].clone(), row[1]) for row in rows] for rows in ([one], [one, two], [one])]
+        )
+        assert sum(encoded) == 6
+    for these, those in zip(shared.layers, apart.layers):
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(these, those))
+
+
 def test_all_timesteps_modulated_at_once_are_those_of_each():
     _, ours = tiny_transformers(CONFIGS[0], 0)
     size = torch.tensor([[64, 96]])

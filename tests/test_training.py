@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from arimage.autoregressive.generation import TokenRequest, generate_grids
 from arimage.autoregressive.layout import build_prompt, target_grid, training_sequence
@@ -28,7 +29,7 @@ from arimage.pipeline import load
 from arimage.training import state
 from arimage.training.batches import Example, StepBatches
 from arimage.training.config import CaptionConfig, SourceConfig, TrainConfig
-from arimage.training.decoder import training_levels
+from arimage.training.decoder import training_levels, window_corners
 from arimage.training.loop import Run, TrainingStopped, build_objective, learning_rate, train
 from arimage.training.prepare import CacheSource, prepare
 from arimage.training.tokens import encode_views
@@ -490,6 +491,51 @@ def test_each_draw_of_a_picture_has_its_own_noise(start: Path, assets: Path, tmp
         alone, together = (float(objective(batch)["loss"]) for objective in objectives)
         assert float(objectives[1].eval()(batch)["loss"]) == pytest.approx(alone)
     assert together != pytest.approx(alone, rel=1e-4)
+
+
+def test_windows_lie_where_something_is_shown() -> None:
+    codes = torch.full((400, 8, 8), 5)
+    codes[:, 6, 1] = 9
+    chance = torch.linspace(0, 1 - 1e-6, 400)
+    rows, columns = window_corners(codes, 4, chance).T
+    shown = (rows >= 3) & (columns <= 1)
+    assert float(shown.float().mean()) == pytest.approx(4 * 1.5 / (4 * 1.5 + 21 * 0.5), abs=0.01)
+    plain = window_corners(torch.full((400, 8, 8), 5), 4, chance)
+    assert len(plain.unique(dim=0)) == 25
+    assert plain.amin() == 0
+    assert plain.amax() == 4
+
+
+@pytest.mark.parametrize("task", ["subject", "combine"])
+def test_pictures_are_learnt_from_in_windows_and_edits_whole(
+    task: str, start: Path, assets: Path, tmp_path: Path
+) -> None:
+    scenes = {"tasks": {task: 1}, "sizes": [[64, 64]]}
+    settings = {"windows": 3, "window": 1, "drop_all": 0.0, "drop_prior": 0.0, "corrupt": 0.0}
+    data = [{"scenes": scenes, "assets": str(assets)}]
+    config = stage("decoder", start, assets, tmp_path, data=data, decoder=settings)
+    objective: Any = build_objective(Checkpoint.open(start), config, CPU).train()
+    batch = objective.collate(StepBatches(config.data, 2, objective.collate, config.captions).examples(0)[0])
+    latents, codes, references = objective.encode(batch)
+    told: dict[str, Any] = {}
+    forward = objective.transformer.forward
+
+    def listen(noisy: Tensor, timestep: Tensor, **given: Any) -> Tensor:
+        told.update(given, noisy=noisy)
+        return forward(noisy, timestep, **given)
+
+    objective.transformer.forward = listen
+    objective(batch | {"encoded": (latents, codes, references)})
+    assert torch.equal(told["target_size"].unique(dim=0), torch.tensor([[64, 64]]))
+    if task == "combine":
+        assert told["noisy"].shape == latents.shape
+        assert told["crop"] is None
+        return
+    assert told["noisy"].shape == (6, latents.shape[1], 4, 4)
+    assert set(told["crop"].flatten().tolist()) == {0, 32}
+    for row, (crop, shown) in enumerate(zip(told["crop"], told["prior_tokens"])):
+        y, x = (crop // 32).tolist()
+        assert shown.item() == codes[row % 2, y, x]
 
 
 # Distillation

@@ -166,6 +166,12 @@ class DecoderTraining(_Strict):
         corrupt: share of samples whose visual tokens are corrupted; of those, up to ``corrupt_share`` of the tokens
             become random codes.
         draws: noise levels of each picture of a batch; what the frozen encoders make of it serves them all.
+        windows: parts of each picture that are learnt from in place of the whole, each at a noise level of its own; 0
+            learns from whole pictures. They lie where codes differ from the picture's most frequent one, so that plain
+            ground takes less of the time; samples with references stay whole, since a part would lose its place beside
+            them.
+        window: side of such a part in cells of 32 px.
+        whole: share of the batches that stay whole all the same.
         train_glyph_encoder: learn the glyph encoder too.
         codes_from_codebook: begin with embeddings of the visual tokens that are a projection of the codebook, so that
             codes that look alike start alike; for a decoder that is not trained yet.
@@ -181,6 +187,9 @@ class DecoderTraining(_Strict):
     corrupt: float = Field(0.3, ge=0, le=1)
     corrupt_share: float = Field(0.2, ge=0, le=1)
     draws: int = Field(1, ge=1)
+    windows: int = Field(0, ge=0)
+    window: int = Field(4, ge=1)
+    whole: float = Field(0.0, ge=0, le=1)
     train_glyph_encoder: bool = True
     codes_from_codebook: bool = False
     distillation: Distillation | None = None

@@ -21,13 +21,14 @@ from arimage.training.distillation import Teacher, velocity_of
 from arimage.training.objective import Losses, Objective, generator, noise_of, pixels, under, uniform_of
 from arimage.training.samples import true_token_pictures
 from arimage.training.tokens import code_vectors, encode_views, reference_view
+from decoder.diffusion_decoder import LATENTS_PER_TOKEN
 from decoder.glyph import GlyphEncoder, quoted_texts
 from decoder.sampler import ScheduleConfig, shift_sigma
 from tokenizer.image_size import SizeLimits
 from tokenizer.semantic_tokenizer import half_size_pixels
 
 SHOWN = 8
-NOISE, LEVEL, DROPS, CORRUPTION = range(4)
+NOISE, LEVEL, DROPS, CORRUPTION, WINDOW = range(5)
 ANOTHER = 0x9E3779B97F4A7C15 >> 2
 
 
@@ -47,6 +48,25 @@ def training_levels(
     steps = schedule.num_train_timesteps
     levels = (torch.sigmoid(logits) * steps).ceil().clamp(1, steps)
     return shift_sigma(levels / steps, schedule.shift(sequence_length)), levels - 1
+
+
+def window_corners(codes: Tensor, side: int, chance: Tensor) -> Tensor:
+    """Where to cut square windows: the more cells of one show something, the likelier it is.
+
+    Args:
+        codes: (B, h, w); the most frequent code of a row is its ground.
+        side: of the windows, in cells.
+        chance: (B,) in [0, 1).
+
+    Returns:
+        (B, 2) rows and columns.
+    """
+    ground = codes.flatten(1).mode(dim=1).values[:, None, None]
+    shown = F.avg_pool2d((codes != ground).float()[:, None], side, stride=1)[:, 0]
+    likelihood = (shown.flatten(1) + 0.5 / side**2).cumsum(dim=1)
+    place = torch.searchsorted(likelihood, chance[:, None] * likelihood[:, -1:], right=True)[:, 0]
+    place = place.clamp(max=likelihood.shape[1] - 1)
+    return torch.stack([place // shown.shape[2], place % shown.shape[2]], dim=1)
 
 
 class DecoderObjective(Objective):
@@ -133,12 +153,17 @@ class DecoderObjective(Objective):
     def forward(self, batch: Mapping[str, Any]) -> Losses:
         latents, codes, references = batch["encoded"] if "encoded" in batch else self.encode(batch)
         settings = self.settings
-        draws = settings.draws if self.training else 1
+        cut = self.training and self.teacher is None and self._in_windows(codes, references, batch["seeds"])
+        draws = 1 if not self.training else settings.windows if cut else settings.draws
         seeds = [seed ^ ANOTHER * draw for draw in range(draws) for seed in batch["seeds"]]
         latents, codes, references = latents.repeat(draws, 1, 1, 1), codes.repeat(draws, 1, 1), references * draws
-        height, width = latents.shape[-2:]
+        size = (latents.shape[-2], latents.shape[-1])
         if self.teacher is not None:
             return self._distilled(self.teacher, batch["glyphs"] * draws, latents, codes, references, seeds)
+        window = None
+        if cut:
+            latents, codes, corners = self._windows(latents, codes, seeds)
+            window = corners, size
         drops = uniform_of(seeds, 5, DROPS).to(latents.device)
         everything = drops[:, 0] < settings.drop_all
         no_prior = everything | (drops[:, 1] < settings.drop_prior)
@@ -147,20 +172,37 @@ class DecoderObjective(Objective):
         if settings.corrupt:
             codes = self._corrupted(codes, seeds, drops[:, 4] < settings.corrupt)
         normal = torch.cat([torch.randn(1, generator=generator(seed, LEVEL)) for seed in seeds])
-        sigma, timestep = training_levels(normal, height * width // 4, self.schedule, settings)
+        sigma, timestep = training_levels(normal, size[0] * size[1] // 4, self.schedule, settings)
         noise = noise_of(seeds, latents.shape[1:], NOISE).to(latents.device)
         level = sigma.to(latents.device)[:, None, None, None]
         texts = [[] if dropped else row for row, dropped in zip(batch["glyphs"] * draws, no_glyphs.tolist())]
         kept = [[] if dropped else row for row, dropped in zip(references, no_references.tolist())]
         silent = self._even_out(len({part.shape for row in kept for part, _ in row}), latents)
         noisy = (1 - level) * latents + level * noise
-        velocity = velocity_of(self.transformer, noisy, timestep, codes, self._glyphs(texts), kept, no_prior)
+        glyphs = self._glyphs(texts)
+        velocity = velocity_of(self.transformer, noisy, timestep, codes, glyphs, kept, no_prior, window)
         losses = F.mse_loss(velocity.float(), noise - latents, reduction="none").mean(dim=(1, 2, 3)) + silent
         told = ~no_prior
         parts = {"loss": losses.mean()}
         if told.any():
             parts["told"] = losses[told].mean().detach()
         return parts
+
+    def _in_windows(self, codes: Tensor, references: Sequence[Sequence[Any]], seeds: Sequence[int]) -> bool:
+        """Whether a batch is learnt from in windows."""
+        settings = self.settings
+        if settings.windows == 0 or any(references) or settings.window >= min(codes.shape[1:]):
+            return False
+        return bool(uniform_of(seeds[:1], 1, WINDOW)[0, 0] >= settings.whole)
+
+    def _windows(self, latents: Tensor, codes: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """A window of each sample's latents and codes, and their corners in latents."""
+        side, n = self.settings.window, LATENTS_PER_TOKEN
+        corners = window_corners(codes.cpu(), side, uniform_of(seeds, 2, WINDOW)[:, 1])
+        places = corners.tolist()
+        shown = torch.stack([row[y : y + side, x : x + side] for row, (y, x) in zip(codes, places)])
+        places = [(slice(y * n, (y + side) * n), slice(x * n, (x + side) * n)) for y, x in places]
+        return torch.stack([row[:, y, x] for row, (y, x) in zip(latents, places)]), shown, corners.to(codes.device) * n
 
     def _distilled(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 from arimage.training.config import Distillation
 from decoder.glyph import GlyphEncoder
 from decoder.sampler import ScheduleConfig, flow_schedule
-from decoder.transformer import DiffusionTransformer
+from decoder.transformer import PIXELS_PER_LATENT, DiffusionTransformer
 
 
 def velocity_of(
@@ -22,9 +22,15 @@ def velocity_of(
     glyphs: tuple[Tensor, Tensor],
     references: Sequence[Sequence[tuple[Tensor, Tensor]]],
     no_prior: Tensor | None = None,
+    window: tuple[Tensor, tuple[int, int]] | None = None,
 ) -> Tensor:
-    """The velocity of a batch of (B, C, h, w) noisy latents, with all that the transformer is told."""
-    count, _, height, width = noisy.shape
+    """The velocity of a batch of (B, C, h, w) noisy latents, with all that the transformer is told.
+
+    Args:
+        window: where the latents are parts of larger ones, their corners (B, 2) and the size of the whole, in latents.
+    """
+    count, _, *size = noisy.shape
+    corners, whole = (None, size) if window is None else (window[0] * PIXELS_PER_LATENT, window[1])
     embeddings, mask = glyphs
     return transformer(
         noisy,
@@ -32,7 +38,8 @@ def velocity_of(
         prior_tokens=codes,
         glyphs=embeddings,
         glyph_mask=mask,
-        target_size=torch.tensor([[height * 8, width * 8]], device=noisy.device).expand(count, -1),
+        target_size=torch.tensor([whole], device=noisy.device).expand(count, -1) * PIXELS_PER_LATENT,
+        crop=corners,
         prior_dropped=no_prior,
         references=transformer.encode_references(references),
     )
