@@ -215,17 +215,23 @@ def save_checkpoint(
         CheckpointError: a tensor is missing or has another shape than the configuration says.
     """
     _check_states(config, states)
+    ours: dict[str, Any] = {"name": name or Path(path).name, "random": random}
     with _replaced_when_whole(Path(path)) as folder:
-        ours: dict[str, Any] = {"name": name or Path(path).name, "random": random}
-        index = {**MODEL_INDEX, OUR_KEY: ours | ({"sampling": dict(sampling)} if sampling else {})}
-        _write_json(folder / "model_index.json", index)
-        placeholder = next(token["id"] for token in tokenizer["added_tokens"] if token["content"] == "<|image|>")
-        for place, contents in _config_files(config, dtype, placeholder).items():
-            _write_json(folder / place, contents)
-        _write_tokenizers(folder, config, tokenizer)
+        write_configuration(folder, config, tokenizer, dtype, ours | ({"sampling": dict(sampling)} if sampling else {}))
         for component in COMPONENTS:
             _write_weights(folder / component, WEIGHT_NAMES[component], states[component], dtype, max_shard_size)
     return Path(path)
+
+
+def write_configuration(
+    folder: Path, config: ModelConfig, tokenizer: Mapping[str, Any], dtype: torch.dtype, ours: Mapping[str, Any]
+) -> None:
+    """Write all files of a checkpoint folder but the weights; ``ours`` is what no other program reads."""
+    _write_json(folder / "model_index.json", {**MODEL_INDEX, OUR_KEY: dict(ours)})
+    placeholder = next(token["id"] for token in tokenizer["added_tokens"] if token["content"] == "<|image|>")
+    for place, contents in _config_files(config, dtype, placeholder).items():
+        _write_json(folder / place, contents)
+    _write_tokenizers(folder, config, tokenizer)
 
 
 def update_checkpoint(

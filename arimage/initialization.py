@@ -69,14 +69,14 @@ def initialize_folder(
             config.text_model.vision_vocab_size,
             config.text_model.vocab_size,
         )
-    config = _with_pad(config, definition)
+    config = with_pad(config, definition)
     text_tokenizer(definition, config)
     states = {component: dict(network.state_dict()) for component, network in initial_networks(config, seed).items()}
     states["vision_language_encoder"].update(taken)
     return save_checkpoint(path, config, states, definition, dtype=dtype, random=True, name=name)
 
 
-def _with_pad(config: ModelConfig, definition: Mapping[str, Any]) -> ModelConfig:
+def with_pad(config: ModelConfig, definition: Mapping[str, Any]) -> ModelConfig:
     highest = max(definition["model"]["vocab"].values())
     if highest >= config.text_model.vocab_size:
         raise UsageError(

@@ -24,9 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import bandwidth, throughput
 from PIL import Image
 
-PARTS = ("prompt", "tokens", "diffusion", "autoencoder", "other")
+from arimage.configuration import ModelConfig
+
+PARTS = ("references", "prompt", "tokens", "diffusion", "autoencoder", "other")
 PROMPT = "a fox on a blue background"
 SAME_TOKENS = {"token_guidance": 1.0, "temperature": 0.9, "top_p": 0.75}
 Times = dict[str, float]
@@ -36,7 +39,11 @@ def open_reference(folder: Path) -> Any:
     """The reference in fp32 on the CPU, kept from drawing special tokens, which it would choke on."""
     import diffusers
 
-    pipeline = diffusers.GlmImagePipeline.from_pretrained(folder, dtype=torch.float32)
+    return without_special_tokens(diffusers.GlmImagePipeline.from_pretrained(folder, dtype=torch.float32))
+
+
+def without_special_tokens(pipeline: Any) -> Any:
+    """The reference, kept from drawing special tokens and from showing bars."""
     config = pipeline.vision_language_encoder.config
     suppressed = range(config.vq_config.num_embeddings, config.text_config.vision_vocab_size)
     pipeline.vision_language_encoder.generation_config.suppress_tokens = list(suppressed)
@@ -45,16 +52,18 @@ def open_reference(folder: Path) -> Any:
 
 
 @contextmanager
-def timed(owner: Any, name: str, into: Times, part: str) -> Iterator[None]:
-    """Add the seconds that a method takes to a part."""
+def timed(
+    owner: Any, name: str, into: Times, part: str, clock: Callable[[], float] = time.perf_counter
+) -> Iterator[None]:
+    """Add the seconds that a method takes to a part; on a GPU by a clock that waits for it."""
     method = getattr(owner, name)
 
     def measured(*args: Any, **named: Any) -> Any:
-        since = time.perf_counter()
+        since = clock()
         try:
             return method(*args, **named)
         finally:
-            into[part] = into.get(part, 0.0) + time.perf_counter() - since
+            into[part] = into.get(part, 0.0) + clock() - since
 
     setattr(owner, name, measured)
     try:
@@ -76,27 +85,39 @@ def run_reference(pipeline: Any, size: int, steps: int, count: int, photos: list
                 PROMPT, image=list(photos) or None, height=size, width=size, num_inference_steps=steps,
                 guidance_scale=1.5, generator=torch.Generator().manual_seed(seed),
             )  # fmt: skip
-    return _with_other(times, time.perf_counter() - since)
+    return with_other(times, time.perf_counter() - since)
 
 
-def run_ours(pipeline: Any, size: int, steps: int, count: int, photos: list[Image.Image], options: dict) -> Times:
+def run_ours(
+    pipeline: Any,
+    size: int,
+    steps: int,
+    count: int,
+    photos: list[Image.Image],
+    options: dict[str, Any],
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
     import arimage.engine as engine
     from arimage.autoregressive.model import AutoregressiveModel
     from decoder.autoencoder import Autoencoder
     from decoder.diffusion_decoder import DiffusionDecoder
+    from tokenizer.semantic_tokenizer import SemanticTokenizer
 
     times: Times = {}
-    since = time.perf_counter()
+    since = clock()
     with (
-        timed(engine, "generate_grids", times, "tokens"),
-        timed(AutoregressiveModel, "prefill", times, "prompt"),
-        timed(DiffusionDecoder, "sample", times, "diffusion"),
-        timed(Autoencoder, "decode", times, "autoencoder"),
+        timed(SemanticTokenizer, "encode", times, "references", clock),
+        timed(Autoencoder, "encode", times, "references", clock),
+        timed(engine, "generate_grids", times, "tokens", clock),
+        timed(AutoregressiveModel, "prefill", times, "prompt", clock),
+        timed(DiffusionDecoder, "sample", times, "diffusion", clock),
+        timed(Autoencoder, "decode", times, "autoencoder", clock),
     ):
         chosen = {"steps": steps, "guidance": 1.5} | options
         pipeline.generate(PROMPT, size=size, images_per_prompt=count, seed=0, references=photos, **chosen)
+    total = clock() - since
     times["tokens"] = times.get("tokens", 0.0) - times.get("prompt", 0.0)
-    return _with_other(times, time.perf_counter() - since)
+    return with_other(times, total)
 
 
 def one_by_one(run: Callable[[], Times]) -> Callable[[], Times]:
@@ -113,13 +134,13 @@ def one_by_one(run: Callable[[], Times]) -> Callable[[], Times]:
     return plain
 
 
-def _with_other(times: Times, total: float) -> Times:
+def with_other(times: Times, total: float) -> Times:
     return {**times, "other": max(0.0, total - sum(times.values())), "whole": total}
 
 
-def alternate(runs: dict[str, Callable[[], Times]], repeats: int) -> dict[str, list[Times]]:
+def alternate(runs: dict[str, Callable[[], Times]], repeats: int, warm_up: bool = True) -> dict[str, list[Times]]:
     """Each once unmeasured, then in turns."""
-    for run in runs.values():
+    for run in runs.values() if warm_up else ():
         run()
     found: dict[str, list[Times]] = {name: [] for name in runs}
     for _ in range(repeats):
@@ -136,28 +157,6 @@ def spread(rows: list[Times]) -> float:
     """Of the whole, largest over smallest, less one."""
     wholes = [row["whole"] for row in rows]
     return max(wholes) / min(wholes) - 1
-
-
-def bandwidth() -> float:
-    """Bytes a second that the machine reads, by a sum over 256 MB."""
-    values = torch.ones(64 * 2**20)
-    return 4 * len(values) / min(_seconds(values.sum) for _ in range(5))
-
-
-def throughput() -> float:
-    """fp32 operations a second of matrix products of the decoder's kind, by the faster of PyTorch's two libraries."""
-    from decoder.linear import linear
-
-    a, b = torch.randn(2048, 256), torch.randn(1024, 256)
-    with torch.no_grad():
-        seconds = min(_seconds(work) for work in (lambda: a @ b.T, lambda: linear(a, b, None)) for _ in range(20))
-    return 2 * 2048 * 256 * 1024 / seconds
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    since = time.perf_counter()
-    work()
-    return time.perf_counter() - since
 
 
 def cold(code: str) -> tuple[float, float]:
@@ -180,39 +179,75 @@ def loading(folder: Path) -> dict[str, tuple[float, float]]:
     return {name: min(cold(code) for _ in range(2)) for name, code in (("reference", reference), ("ours", ours))}
 
 
-def work(pipeline: Any, size: int, preview: bool) -> dict[str, float]:
-    """Tokens of a picture, bytes of weights that one of them reads, and operations of a diffusion step."""
-    from torch.utils.flop_counter import FlopCounterMode
+def work(
+    config: ModelConfig, size: int, preview: bool, bytes_a_weight: int = 4, reference_keys: int = 0
+) -> dict[str, float]:
+    """What a picture takes, counted without doing it.
 
+    Args:
+        reference_keys: DiT tokens of the reference pictures that the conditional pass of a diffusion step sees.
+
+    Returns:
+        Its tokens, bytes of weights that one of them reads, and operations of a diffusion step's passes on average.
+    """
     from arimage.autoregressive.layout import preview_grid, target_grid
+    from arimage.autoregressive.model import AutoregressiveModel
+    from arimage.weights import unfilled
+    from decoder.transformer import DiffusionTransformer
 
     target = target_grid(size, size)
-    with pipeline.networks.use("autoregressive") as model:
-        weights = [*model.model.language_model.layers.parameters(), model.lm_head.weight]
-        read = 4 * sum(weight.numel() for weight in weights)
-    config = pipeline.checkpoint.config.transformer
-    with pipeline.networks.use("transformer") as transformer, FlopCounterMode(display=False) as counter:
-        transformer(  # with gradients, so that the products are PyTorch's own, which are counted
-            torch.zeros(1, config.in_channels, size // 8, size // 8), torch.zeros(1),
-            prior_tokens=torch.zeros(1, *target, dtype=torch.long), glyphs=torch.zeros(1, 1, config.text_embed_dim),
-            target_size=torch.tensor([[size, size]]),
+    with unfilled():
+        model = AutoregressiveModel(config.text_model)
+        transformer = DiffusionTransformer(config.transformer)
+    weights = [*model.model.language_model.layers.parameters(), model.lm_head.weight]
+    return {
+        "tokens": target.cells + (preview_grid(target).cells if preview else 0),
+        "bytes_a_token": bytes_a_weight * sum(weight.numel() for weight in weights),
+        "flops_a_step": statistics.mean(_operations(transformer, target, keys) for keys in (reference_keys, 0)),
+    }
+
+
+def _operations(transformer: Any, target: Any, reference_keys: int) -> int:
+    """Of one pass of a transformer on the meta device, where attention is counted too."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from decoder.transformer import ReferenceCache
+
+    config = transformer.config
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        kept = torch.empty(1, reference_keys, config.num_attention_heads, config.attention_head_dim)
+        transformer(
+            torch.empty(1, config.in_channels, 4 * target.height, 4 * target.width), torch.empty(1),
+            prior_tokens=torch.empty(1, *target, dtype=torch.long), glyphs=torch.empty(1, 1, config.text_embed_dim),
+            target_size=torch.empty(1, 2),
+            references=ReferenceCache([(kept, kept)] * config.num_layers, None) if reference_keys else None,
         )  # fmt: skip
-    tokens = target.cells + (preview_grid(target).cells if preview else 0)
-    return {"tokens": tokens, "bytes_a_token": read, "flops_a_step": counter.get_total_flops()}
+    return counter.get_total_flops()
 
 
-def shares(row: Times, done: dict[str, float], machine: dict[str, Any], steps: int, count: int) -> str:
-    """How near to the machine's limits: of memory for tokens, of products for diffusion (two passes a step).
-
-    Tokens that are guessed ahead share a read of the weights, so theirs may go beyond the limit.
+def rates(row: Times, done: dict[str, float], machine: dict[str, Any], steps: int, count: int = 1) -> dict[str, float]:
+    """Seconds of a token and of a diffusion step (two passes) of ``count`` pictures one after the other, and their
+    shares of the machine's limits: of memory for tokens, of products for diffusion.
     """
     token = row["tokens"] / done["tokens"] / count
     step = row["diffusion"] / steps / count
-    memory = done["bytes_a_token"] / token / 1e9 / machine["bandwidth_gb_s"]
-    products = 2 * done["flops_a_step"] / step / 1e9 / machine["fp32_gflop_s"]
+    return {
+        "token": token,
+        "step": step,
+        "of_bandwidth": done["bytes_a_token"] / token / 1e9 / machine["bandwidth_gb_s"],
+        "of_products": 2 * done["flops_a_step"] / step / 1e9 / machine["gflop_s"],
+    }
+
+
+def shares(row: Times, done: dict[str, float], machine: dict[str, Any], steps: int, count: int) -> str:
+    """How near to the machine's limits.
+
+    Tokens that are guessed ahead share a read of the weights, so theirs may go beyond the limit.
+    """
+    found = rates(row, done, machine, steps, count)
     return (
-        f"token {1e3 * token:.2f} ms ({memory:.0%} of bandwidth if each read all weights), "
-        f"step {1e3 * step:.1f} ms ({products:.0%} of products)"
+        f"token {1e3 * found['token']:.2f} ms ({found['of_bandwidth']:.0%} of bandwidth if each read all weights), "
+        f"step {1e3 * found['step']:.1f} ms ({found['of_products']:.0%} of products)"
     )
 
 
@@ -267,9 +302,9 @@ def main() -> None:
     folder = given.model or embedded_folder()
     results: dict[str, Any] = {
         "threads": given.threads, "steps": given.steps, "torch": torch.__version__,
-        "bandwidth_gb_s": bandwidth() / 1e9, "fp32_gflop_s": throughput() / 1e9, "tables": [],
+        "bandwidth_gb_s": bandwidth() / 1e9, "gflop_s": throughput() / 1e9, "tables": [],
     }  # fmt: skip
-    print(f"{results['bandwidth_gb_s']:.0f} GB/s, {results['fp32_gflop_s']:.0f} GFLOP/s, {given.threads} threads")
+    print(f"{results['bandwidth_gb_s']:.0f} GB/s, {results['gflop_s']:.0f} GFLOP/s, {given.threads} threads")
     results["loading"] = {} if given.ours_only else loading(folder)
     for side, (seconds, peak) in results["loading"].items():
         print(f"import and load, {side}: {seconds:.1f} s, {peak:.2f} GB")
@@ -297,7 +332,7 @@ def main() -> None:
 
             runs["ours, fast"] = ours_with(size, count, photos, TIERS["fast"])
         table = report(f"{axis} {value}, {given.steps} steps", alternate(runs, given.repeats))
-        done = work(ours, size, preview=not photos)
+        done = work(ours.checkpoint.config, size, preview=not photos, reference_keys=shown * (size // 16) ** 2)
         for side in ("reference", "ours"):
             if side in table["medians"]:
                 told = shares(table["medians"][side], done, results, given.steps, count)
