@@ -12,11 +12,13 @@ from typing import Any, Literal
 
 import torch
 
+from arimage.autoregressive.model import AutoregressiveModel
 from arimage.checkpoint import Checkpoint
 from arimage.errors import UsageError
 from arimage.lora import Adapters, merge_adapters
 from arimage.quantization import QUANTIZED, WeightKind, check_weights, quantize
 from decoder.linear import prepare_to_run
+from decoder.transformer import DiffusionTransformer
 
 Placement = Literal["resident", "sequential"]
 NetworkName = Literal["semantic_tokenizer", "autoregressive", "glyph_encoder", "transformer", "autoencoder"]
@@ -69,12 +71,15 @@ class Networks:
         placement: Placement = "resident",
         adapters: Sequence[Adapters] = (),
         weights: WeightKind | None = None,
+        compile: bool = False,
     ) -> None:
         if placement not in ("resident", "sequential"):
             raise UsageError(f"placement {placement!r} is not known; use 'resident' or 'sequential'")
         self.checkpoint, self.device, self.dtype, self.placement = checkpoint, device, dtype, placement
         check_weights(weights, device)
-        self.adapters, self.weights = tuple(adapters), weights
+        if compile and device.type == "cpu":
+            raise UsageError("compile is for GPUs: compiled networks are slower on a CPU than plain ones")
+        self.adapters, self.weights, self.compile = tuple(adapters), weights, compile
         self._loaded: dict[str, Any] = {}
 
     @contextmanager
@@ -105,6 +110,8 @@ class Networks:
             quantize(network, self.weights, self.device)
         else:
             prepare_to_run(network)
+        if self.compile:
+            compile_network(network)
         return network
 
     def weights_hash(self) -> str:
@@ -120,3 +127,12 @@ class Networks:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def compile_network(network: Any) -> None:
+    """Have blocks, and the step of a token, compiled (``torch.compile``) when they are first run."""
+    if isinstance(network, DiffusionTransformer):
+        for block in network.transformer_blocks:
+            block.compile()
+    elif isinstance(network, AutoregressiveModel):
+        network.compile_steps()

@@ -128,6 +128,8 @@ class ImagePipeline:
         placement: ``resident`` keeps networks, ``sequential`` holds one at a time.
         lora: folders of adapters that training with ``lora`` wrote; they are merged into the weights.
         weights: ``int8`` or ``int4`` (a GPU) quantises the two large networks, see :mod:`arimage.quantization`.
+        compile: on a GPU, compile the decoder's blocks and the token step (``torch.compile``), which is then recorded
+            as a CUDA graph; the first picture of a size takes longer.
     """
 
     def __init__(
@@ -138,11 +140,13 @@ class ImagePipeline:
         placement: Placement = "resident",
         lora: Sequence[str | os.PathLike[str]] = (),
         weights: WeightKind | None = None,
+        compile: bool = False,
     ) -> None:
         chosen = choose_device(device)
         self.checkpoint = checkpoint
         adapters = [read_adapters(Path(folder)) for folder in lora]
-        self.networks = Networks(checkpoint, chosen, choose_dtype(dtype, chosen), placement, adapters, weights)
+        precision = choose_dtype(dtype, chosen)
+        self.networks = Networks(checkpoint, chosen, precision, placement, adapters, weights, compile)
         self.engine = Engine(self.networks)
 
     def generate(
@@ -424,6 +428,7 @@ def load(
     placement: Placement = "resident",
     lora: Sequence[str | os.PathLike[str]] = (),
     weights: WeightKind | None = None,
+    compile: bool = False,
 ) -> ImagePipeline:
     """Open a checkpoint folder, the embedded model by default; the arguments are those of :class:`ImagePipeline`.
 
@@ -432,7 +437,7 @@ def load(
         UsageError: device, dtype, placement or weights is wrong.
     """
     checkpoint = Checkpoint.open(embedded_folder() if path is None else path)
-    return ImagePipeline(checkpoint, device, dtype, placement, lora, weights)
+    return ImagePipeline(checkpoint, device, dtype, placement, lora, weights, compile)
 
 
 @lru_cache(maxsize=1)

@@ -19,7 +19,7 @@ def onednn_serves(hidden: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN multiplies: several rows by a laid-out fp32 weight on a CPU, and no gradients to come."""
     if not onednn_may_serve(weight) or hidden.dtype != torch.float32:
         return False
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
     return hidden.numel() >= FEWEST_ROWS * hidden.shape[-1] and weight.stride() == (1, len(weight))
 

@@ -113,6 +113,19 @@ def test_guessing_ahead_draws_the_tokens_that_come_one_by_one(sampling, given, p
     assert max(few, many) < alone
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, TokenSampling(), TokenSampling(temperature=0.3, guidance=2.0)])
+def test_steps_that_can_be_recorded_draw_the_same_tokens(sampling):
+    model = tiny_autoregressive()
+    requests = unequal_requests()
+    usual = generate_grids(model, requests, sampling, CODES)
+    model.fixed_steps = True
+    states = []
+    fixed = generate_grids(model, requests, sampling, CODES, states.append)
+    assert all(torch.equal(a, b) for one, other in zip(usual, fixed) for a, b in zip(one, other, strict=True))
+    assert states[-1].done == states[-1].total == sum(grid.numel() for picture in fixed for grid in picture)
+    assert len(states) == max(request.prompt.new_tokens for request in requests)
+
+
 def test_teacher_forced_scores_are_those_of_generation():
     model = tiny_autoregressive()
     start = prompt(target=Grid(3, 3))

@@ -4,8 +4,8 @@ Prompts, references and grids may differ from picture to picture. A picture's to
 alone: each has its own random stream, and rows of a batch do not see each other. Inside a grid only codes can be
 drawn; the image end is not drawn at all, since it can only stand after the last cell.
 
-Several pictures go token by token together. One picture alone on a CPU guesses its next tokens and checks them in one
-pass, since some rows cost little more than one there.
+On a CPU the next tokens are guessed and checked in one pass, since some rows cost little more than one there. On a GPU
+every pass is a token of each picture, recorded once and played back where the model was compiled.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +18,7 @@ from arimage.autoregressive.cache import KeyValueCache
 from arimage.autoregressive.layout import Grid, Prompt, generated_positions
 from arimage.autoregressive.model import AutoregressiveModel, Rotation
 from arimage.autoregressive.sampling import TokenSampling, draw
+from decoder.recorded import Recorded
 
 FREE = -1
 AHEAD, FEW_AHEAD, WORTH_IT = 16, 4, 2.0
@@ -114,7 +115,7 @@ class _Batch:
         self.counts = torch.tensor([request.prompt.new_tokens for request in requests])
         self.total = int(self.counts.sum())
         device = model.device
-        self.ahead = AHEAD if device.type == "cpu" else 1
+        self.ahead = AHEAD if device.type == "cpu" and not model.fixed_steps else 1
         self.room = int(self.counts.max()) + self.ahead
         self.offsets = torch.arange(self.ahead, device=device)
         self.uniform = _stack([_uniform(request) for request in requests], self.room).to(device)
@@ -124,6 +125,13 @@ class _Batch:
         self.codes = torch.zeros(len(requests), self.room, dtype=torch.long, device=device)
 
     def run(self, on_progress: Callable[[TokenProgress], None] | None) -> list[list[Tensor]]:
+        if self.model.fixed_steps:
+            self._run_recorded(on_progress)
+        else:
+            self._run_ahead(on_progress)
+        return [_cut(codes, request.prompt.grids) for codes, request in zip(self.codes.cpu(), self.requests)]
+
+    def _run_ahead(self, on_progress: Callable[[TokenProgress], None] | None) -> None:
         """Some tokens of every picture in a pass: guessed ahead, and kept as far as the guesses come true.
 
         A token is a function of what is before it and of its own random number, so a token drawn behind right guesses
@@ -131,10 +139,8 @@ class _Batch:
         fixed noise). What is drawn behind a wrong guess is the next pass's guess. Without guesses nothing waits for
         the device.
         """
-        longest = max(len(prompt.tokens) for prompt in self.prompts)
         model, device = self.model, self.model.device
-        cache = KeyValueCache(model.config, len(self.prompts), longest + self.room, device, model.dtype)
-        hidden = self._prefill(cache, longest)
+        cache, hidden = self._prefill()
         cos, sin = self._rotations()
         live = torch.arange(len(self.requests))
         known = torch.ones_like(live)
@@ -167,7 +173,28 @@ class _Batch:
                 known[live] += settled[:, 0]
                 usual += (float(settled.float().mean()) - usual) / FEW_AHEAD
             self._report(known, on_progress)
-        return [_cut(codes, request.prompt.grids) for codes, request in zip(self.codes.cpu(), self.requests)]
+
+    def _run_recorded(self, on_progress: Callable[[TokenProgress], None] | None) -> None:
+        """One token of every picture in a pass, to the end of the longest, by one recorded work."""
+        cache, hidden = self._prefill()
+        cos, sin = self._rotations()
+        pictures = torch.arange(len(self.requests), device=self.model.device)[:, None]
+        place = torch.zeros_like(pictures)
+        self.codes[pictures, place] = self._draw(self._scores(hidden), pictures, place)
+
+        def next_token() -> None:
+            fed = self._rows(self.codes[pictures, place])
+            at = self._rows(pictures, len(self.requests)), self._rows(place)
+            hidden = self.model.fixed_step(fed, (cos[at], sin[at]), cache)
+            place.add_(1)
+            self.codes[pictures, place] = self._draw(self._scores(hidden), pictures, place)
+            cache.lengths.add_(1)
+
+        step = Recorded(next_token, self.model.device)
+        for position in range(1, int(self.counts.max()) + 1):
+            if position > 1:
+                step()
+            self._report(torch.full_like(self.counts, position), on_progress)
 
     def _rows(self, by_picture: Tensor, to_twin: int = 0) -> Tensor:
         """What (pictures, S) is for all rows: (rows, S); ``to_twin`` is added for unconditional ones."""
@@ -193,12 +220,15 @@ class _Batch:
             known = torch.minimum(known, self.counts)
             on_progress(TokenProgress(int(known.sum()), self.total, self.codes, self.requests, known))
 
-    def _prefill(self, cache: KeyValueCache, longest: int) -> Tensor:
-        device = self.model.device
-        tokens = _stack([prompt.tokens for prompt in self.prompts], longest).to(device)
-        positions = _stack([prompt.positions.T for prompt in self.prompts], longest).permute(2, 0, 1).to(device)
+    def _prefill(self) -> tuple[KeyValueCache, Tensor]:
+        """A cache that holds the prompts and has room for what follows, and the hidden state of their last tokens."""
+        longest = max(len(prompt.tokens) for prompt in self.prompts)
+        model = self.model
+        cache = KeyValueCache(model.config, len(self.prompts), longest + self.room, model.device, model.dtype)
+        tokens = _stack([prompt.tokens for prompt in self.prompts], longest).to(model.device)
+        positions = _stack([prompt.positions.T for prompt in self.prompts], longest).permute(2, 0, 1).to(model.device)
         lengths = torch.tensor([len(prompt.tokens) for prompt in self.prompts])
-        return self.model.prefill(tokens, positions, lengths, cache)
+        return cache, model.prefill(tokens, positions, lengths, cache)
 
     def _rotations(self) -> Rotation:
         positions = [generated_positions(prompt).T for prompt in self.prompts]

@@ -73,9 +73,8 @@ def turn_(heads: Tensor, by: Rotation, rotary: int) -> None:
 @lru_cache
 def _partners(rotary: int, head_dim: int, device: torch.device) -> Tensor:
     """The entry that each of a head's is turned against: the one half a rotation away."""
-    entries = torch.arange(head_dim)
-    entries[:rotary] = entries[:rotary].roll(rotary // 2)
-    return entries.to(device)
+    entries = torch.arange(head_dim, device=device)
+    return torch.cat([entries[:rotary].roll(rotary // 2), entries[rotary:]])
 
 
 @lru_cache
@@ -181,6 +180,15 @@ class Layer(nn.Module):
         keys, values = cache.append(layer, heads[:, :, attention.heads :])
         return self._finish(hidden, step_attention(heads[:, :, : attention.heads], keys, values, visible))
 
+    def fixed_step(self, hidden: Tensor, by: Rotation, pairs: Tensor, lengths: Tensor, visible: Tensor) -> Tensor:
+        """:meth:`step` of one token, over all of a layer's cache ``pairs``, written at ``lengths`` (B,)."""
+        attention = self.self_attn
+        heads = attention.project_step(self.input_layernorm(hidden), by)
+        rows = torch.arange(len(hidden), device=hidden.device)
+        pairs[rows, :, lengths] = heads[:, 0, attention.heads :]
+        keys, values = pairs.split(attention.shared, dim=1)
+        return self._finish(hidden, step_attention(heads[:, :, : attention.heads], keys, values, visible))
+
     def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
         hidden = self.post_self_attn_layernorm.added(hidden, self.self_attn.o_proj(attended.flatten(-2)))
         return self.post_mlp_layernorm.added(hidden, self.mlp(self.post_attention_layernorm(hidden)))
@@ -206,7 +214,7 @@ class AutoregressiveModel(nn.Module):
     """Token ids and 3-D positions to scores of vision words.
 
     In training ``gradient_checkpointing`` trades time for memory, and ``text_rows_frozen`` lets only vision words learn
-    their rows of the embedding.
+    their rows of the embedding. ``fixed_steps`` has generation go by :meth:`fixed_step`.
     """
 
     def __init__(self, config: TextModelConfig) -> None:
@@ -216,6 +224,7 @@ class AutoregressiveModel(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vision_vocab_size, bias=False)
         self.gradient_checkpointing = False
         self.text_rows_frozen = False
+        self.fixed_steps = False
 
     @property
     def device(self) -> torch.device:
@@ -296,3 +305,28 @@ class AutoregressiveModel(nn.Module):
         for index, layer in enumerate(self.model.language_model.layers):
             hidden = cast(Layer, layer).step(hidden, by, cache, index, visible)
         return self.model.language_model.norm(hidden)
+
+    def fixed_step(self, tokens: Tensor, by: Rotation, cache: KeyValueCache) -> Tensor:
+        """One token more for every row, by tensors that keep their shapes and places, so that it can be recorded.
+
+        All of the cache is read, whatever it holds; the caller counts on ``cache.lengths`` in place.
+
+        Args:
+            tokens: (B, 1).
+            by: as in :meth:`step`.
+
+        Returns:
+            (B, 1, hidden).
+        """
+        hidden = self.model.language_model.embed_tokens(tokens)
+        capacity = torch.arange(cache.pairs[0].shape[2], device=self.device)
+        visible = capacity <= cache.lengths[:, None, None]
+        for layer, pairs in zip(self.model.language_model.layers, cache.pairs):
+            hidden = cast(Layer, layer).fixed_step(hidden, by, pairs, cache.lengths, visible)
+        return self.model.language_model.norm(hidden)
+
+    def compile_steps(self) -> None:
+        """Have the layers' :meth:`fixed_step` compiled (``torch.compile``) when they are first run."""
+        for layer in cast("list[Layer]", list(self.model.language_model.layers)):
+            layer.fixed_step = torch.compile(layer.fixed_step)  # type: ignore[method-assign]
+        self.fixed_steps = True

@@ -55,6 +55,7 @@ def edit(
     placement: options.Placement = "resident",
     lora: options.Lora = None,
     weights: options.Weights = None,
+    compile: options.Compile = False,
     recipe: options.Recipe = True,
     ai_mark: options.AiMark = True,
     json: options.Json = False,
@@ -79,7 +80,9 @@ def edit(
         console.note(f"{len(plan) - len(todo)} of {len(plan)} are there already (--overwrite makes them again)")
     if not todo:
         return
-    pipeline = console.load(model, device=device, dtype=dtype, placement=placement, lora=lora or (), weights=weights)
+    pipeline = console.load(
+        model, device=device, dtype=dtype, placement=placement, lora=lora or (), weights=weights, compile=compile
+    )
     if prompt:
         console.note_domain(pipeline, [prompt], editing=True)
     chosen = options.given(

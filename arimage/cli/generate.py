@@ -44,6 +44,7 @@ def generate(
     placement: options.Placement = "resident",
     lora: options.Lora = None,
     weights: options.Weights = None,
+    compile: options.Compile = False,
     recipe: options.Recipe = True,
     ai_mark: options.AiMark = True,
     json: options.Json = False,
@@ -67,7 +68,9 @@ def generate(
     output_format(target)
     expand(target, 1, 0)
     console = Console(quiet)
-    pipeline = console.load(model, device=device, dtype=dtype, placement=placement, lora=lora or (), weights=weights)
+    pipeline = console.load(
+        model, device=device, dtype=dtype, placement=placement, lora=lora or (), weights=weights, compile=compile
+    )
     console.note_domain(pipeline, prompts, editing=bool(reference))
     chosen = options.given(
         tier=tier,

@@ -25,6 +25,14 @@ Placement = Annotated[
 Weights = Annotated[
     str | None, _option("--weights", panel=MACHINE, help="int8, or int4 on a GPU: quantise the two large networks.")
 ]
+Compile = Annotated[
+    bool,
+    _option(
+        "--compile/--no-compile",
+        panel=MACHINE,
+        help="On a GPU: compile decoder and token step; the first picture takes longer.",
+    ),
+]
 Lora = Annotated[
     list[Path] | None, _option("--lora", panel=MACHINE, help="Folder of LoRA adapters to merge in; may be repeated.")
 ]
