@@ -77,6 +77,7 @@ class Settings:
         guidance: classifier-free guidance of the decoder, at least 1 (1 is none).
         guidance_interval: the noise levels (0..1) between which the decoder is guided.
         solver: ``euler`` or ``multistep``, see :func:`decoder.sampler.sample_flow`.
+        schedule_power: above 0; below 1 steps are closer together at high noise.
         dynamic_thresholding: percentile in (0, 1] to which clean estimates are clipped, or None.
         strength: in (0, 1]; below 1 the diffusion starts from the noised canvas.
         negative_text: glyph text to keep away from.
@@ -90,6 +91,7 @@ class Settings:
     guidance: float = 1.5
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     solver: Solver = "euler"
+    schedule_power: float = 1.0
     dynamic_thresholding: float | None = None
     strength: float = 1.0
     negative_text: str = ""
@@ -110,6 +112,7 @@ class Settings:
             guidance=self.guidance,
             guidance_interval=self.guidance_interval,
             solver=self.solver,
+            schedule_power=self.schedule_power,
             dynamic_thresholding=self.dynamic_thresholding,
             strength=self.strength,
         )

@@ -15,6 +15,7 @@ from arimage.pipeline import GeneratedImage, ImagePipeline
 from arimage.recipe import Recipe, Source
 
 _TOKENS = TokenSampling()
+ONCE_UNRECORDED = {"preview_grid": True, "solver": "euler", "schedule_power": 1.0}
 DEFAULTS = {
     "negative_text": "",
     "top_p": _TOKENS.top_p,
@@ -53,7 +54,7 @@ def reproduce(
         ArimageError: a source is gone, or is not the picture that it was.
     """
     opened = _find(recipe.references, sources, "--input")
-    options: dict[str, Any] = {"preview_grid": True, "solver": "euler", **recipe.settings, "tier": recipe.tier}
+    options: dict[str, Any] = {**ONCE_UNRECORDED, **recipe.settings, "tier": recipe.tier}
     if recipe.references:
         del options["preview_grid"]
     strength = options.pop("strength")

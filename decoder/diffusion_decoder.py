@@ -66,6 +66,7 @@ class DecoderSettings:
         guidance_interval: noise levels (low, high) in [0, 1] between which there is guidance
             (Kynkäänniemi et al. 2024, arXiv:2404.07724).
         solver: see :func:`decoder.sampler.sample_flow`.
+        schedule_power: above 0, see :func:`decoder.sampler.flow_schedule`.
         dynamic_thresholding: percentile in (0, 1], or None.
         strength: in (0, 1]; below 1 sampling starts from ``start_latents``.
         batch_branches: run both branches of guidance in one batch; by default on a GPU only, where it pays.
@@ -75,6 +76,7 @@ class DecoderSettings:
     guidance: float = 1.5
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     solver: Solver = "euler"
+    schedule_power: float = 1.0
     dynamic_thresholding: float | None = None
     strength: float = 1.0
     batch_branches: bool | None = field(default=None)
@@ -89,6 +91,8 @@ class DecoderSettings:
             raise ValueError(f"guidance_interval must be (low, high) with 0 <= low <= high <= 1, got {(low, high)}")
         if self.solver not in get_args(Solver):
             raise ValueError(f"solver must be one of {', '.join(get_args(Solver))}, got {self.solver!r}")
+        if not self.schedule_power > 0:
+            raise ValueError(f"schedule_power must be above 0, got {self.schedule_power}")
         if self.dynamic_thresholding is not None and not 0 < self.dynamic_thresholding <= 1:
             raise ValueError(f"dynamic_thresholding must lie in (0, 1], got {self.dynamic_thresholding}")
         if not 0 < self.strength <= 1:
@@ -124,7 +128,9 @@ class DiffusionDecoder:
         if settings.strength < 1 and any(request.start_latents is None for request in requests):
             raise ValueError("strength below 1 needs start_latents in every request")
         sequence_length = height * width * DIT_TOKENS_PER_SIDE**2
-        schedule = flow_schedule(settings.steps, sequence_length, self.schedule, settings.strength)
+        schedule = flow_schedule(
+            settings.steps, sequence_length, self.schedule, settings.strength, settings.schedule_power
+        )
         velocity = _GuidedVelocity(self.transformer, requests, settings, schedule)
         device = self.transformer.device
         latents = sample_flow(

@@ -74,26 +74,33 @@ def shift_sigma(sigma: Tensor, mu: float) -> Tensor:
     return mu / (mu + (1 / sigma - 1))
 
 
-def flow_schedule(steps: int, sequence_length: int, config: ScheduleConfig, strength: float = 1.0) -> Schedule:
+def flow_schedule(
+    steps: int, sequence_length: int, config: ScheduleConfig, strength: float = 1.0, power: float = 1.0
+) -> Schedule:
     """The schedule of a picture of ``sequence_length`` DiT tokens.
 
     The Euler steps run over the shifted noise levels; the network is told the unshifted integer timestep minus one.
 
     Args:
         strength: in (0, 1]; below 1 only the last part of the schedule is run, from a partly noised picture.
+        power: above 0; below 1 steps are closer together at high noise, where the picture is decided, and wider apart
+            at low noise. At 1 they are even, as in the reference.
 
     Raises:
-        ValueError: steps or strength out of range.
+        ValueError: steps, strength or power out of range.
     """
     if not 1 <= steps <= config.num_train_timesteps:
         raise ValueError(f"steps must lie in 1..{config.num_train_timesteps}, got {steps}")
     if not 0 < strength <= 1:
         raise ValueError(f"strength must lie in (0, 1], got {strength}")
-    timesteps = np.linspace(config.num_train_timesteps, 1.0, steps + 1)[:-1].astype(np.int64).astype(np.float32)
-    levels = torch.from_numpy(timesteps)
+    if not power > 0:
+        raise ValueError(f"power must be above 0, got {power}")
+    timesteps = np.linspace(config.num_train_timesteps, 1.0, steps + 1)[:-1][-max(1, round(steps * strength)) :]
+    if power != 1:
+        timesteps = timesteps[0] * (timesteps / timesteps[0]) ** power
+    levels = torch.from_numpy(timesteps.astype(np.int64).astype(np.float32))
     sigmas = shift_sigma(levels / config.num_train_timesteps, config.shift(sequence_length))
-    first = steps - max(1, round(steps * strength))
-    return Schedule(torch.cat([sigmas, torch.zeros(1)])[first:], levels[first:] - 1)
+    return Schedule(torch.cat([sigmas, torch.zeros(1)]), levels - 1)
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,7 @@ OPTIONS = [
     ("--guidance", "2.5", "guidance", 2.5),
     ("--guidance-interval", "0.2 0.7", "guidance_interval", [0.2, 0.7]),
     ("--solver", "multistep", "solver", "multistep"),
+    ("--schedule-power", "0.8", "schedule_power", 0.8),
     ("--dynamic-thresholding", "0.5", "dynamic_thresholding", 0.5),
     ("--negative-text", "HI", "negative_text", "HI"),
     ("--temperature", "0.5", "temperature", 0.5),

@@ -239,9 +239,9 @@ def test_quality_tiers_are_named(pipeline):
     assert list(TIERS) == ["lossless", "fast"]
     slow, fast = (pipeline.generate("x", size=64, seed=1, tier=tier)[0] for tier in TIERS)
     assert (slow.recipe.tier, fast.recipe.tier) == ("lossless", "fast")
-    names = ("steps", "guidance", "guidance_interval", "solver")
+    names = ("steps", "guidance", "guidance_interval", "solver", "schedule_power")
     settings = [[made.recipe.settings[name] for name in names] for made in (slow, fast)]
-    assert settings == [[50, 1.5, [0.0, 1.0], "euler"], [6, 1.5, [0.6, 1.0], "multistep"]]
+    assert settings == [[50, 1.5, [0.0, 1.0], "euler", 1.0], [5, 1.5, [0.6, 1.0], "multistep", 0.7]]
     plain = pipeline.generate("x", size=64, seed=1, steps=50, guidance=1.5, solver="euler")[0]
     assert np.array_equal(pixels(slow), pixels(plain))
 

@@ -60,6 +60,18 @@ def test_strength_runs_the_last_part_of_the_schedule():
     assert flow_schedule(10, 256, CONFIG, strength=0.01).steps == 1
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_power_below_one_moves_steps_to_high_noise_and_keeps_the_start(strength):
+    even, early = (flow_schedule(8, 256, CONFIG, strength, power) for power in (1.0, 0.7))
+    assert early.steps == even.steps
+    assert early.sigmas[0] == even.sigmas[0]
+    assert early.sigmas[-1] == 0
+    assert (early.sigmas[1:-1] > even.sigmas[1:-1]).all()
+    assert (early.sigmas.diff() < 0).all()
+    assert torch.equal(early.timesteps[0], even.timesteps[0])
+    assert flow_schedule(50, 256, CONFIG, power=0.1).sigmas.diff().max() <= 0
+
+
 def test_larger_pictures_are_noised_further():
     middles = [float(flow_schedule(11, length, CONFIG).sigmas[5]) for length in (256, 1024, 4096)]
     assert middles == sorted(middles)
@@ -223,6 +235,7 @@ def test_dynamic_thresholding_bounds_estimates_and_leaves_ordinary_ones_alone():
     [
         ({"steps": 0}, "steps"), ({"guidance": 0.5}, "guidance"),
         ({"guidance_interval": (0.8, 0.2)}, "guidance_interval"), ({"solver": "heun"}, "solver"),
+        ({"schedule_power": 0.0}, "schedule_power"),
         ({"dynamic_thresholding": 0.0}, "dynamic_thresholding"), ({"strength": 0.0}, "strength"),
     ],
 )  # fmt: skip

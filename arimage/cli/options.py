@@ -37,7 +37,7 @@ Lora = Annotated[
     list[Path] | None, _option("--lora", panel=MACHINE, help="Folder of LoRA adapters to merge in; may be repeated.")
 ]
 Tier = Annotated[
-    str | None, _option("--tier", panel=DIFFUSION, help="lossless (50 steps) or fast (6, multistep, nearly the same).")
+    str | None, _option("--tier", panel=DIFFUSION, help="lossless (50 steps) or fast (5, multistep, nearly the same).")
 ]
 Steps = Annotated[int | None, _option("--steps", panel=DIFFUSION, help="Diffusion steps, 1 to 1000.")]
 Guidance = Annotated[float | None, _option("--guidance", panel=DIFFUSION, help="Guidance of the decoder, 1 is none.")]
@@ -47,6 +47,10 @@ GuidanceInterval = Annotated[
 ]
 Solver = Annotated[
     str | None, _option("--solver", panel=DIFFUSION, help="euler, or multistep, which needs fewer steps.")
+]
+SchedulePower = Annotated[
+    float | None,
+    _option("--schedule-power", panel=DIFFUSION, help="Below 1: steps are closer together at high noise; 1 is even."),
 ]
 DynamicThresholding = Annotated[
     float | None,
