@@ -27,7 +27,7 @@ GLYPH_TOKENS = 64
 INSIDE_PROMPT, INSIDE_ROW, MAPS = 34, 32, 4
 RESERVE = 1.0
 BF16 = 2.0
-WEIGHT_BYTES = {None: BF16, "int8": 1.0, "int4": 0.5 + 4 / GROUP}
+WEIGHT_BYTES = {None: BF16, "int8": 1.0, "fp8": 1.0, "int4": 0.5 + 4 / GROUP}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def fit_plans(config: ModelConfig, memory: float, size: int) -> list[FitPlan]:
     work = dict(zip((one.network for one in sizes), _working_memory(config, size)))
     reading = f"reads {sum(one.gigabytes() for one in sizes):.1f} GB of weights for every call"
     plans = []
-    for weights, one_at_a_time in product((None, "int8", "int4"), (False, True)):
+    for weights, one_at_a_time in product(WEIGHT_BYTES, (False, True)):
         held = {one.network: one.gigabytes(WEIGHT_BYTES[weights]) for one in sizes}
         needed = sum(held.values()) + max(work.values())
         options, costs = [], []
@@ -79,7 +79,7 @@ def fit_plans(config: ModelConfig, memory: float, size: int) -> list[FitPlan]:
             costs.append(reading)
         if weights is not None:
             options.append(f"--weights {weights}")
-            costs.append(f"weights are rounded to {weights.removeprefix('int')} bits")
+            costs.append(f"weights are rounded to {weights[-1]} bits")
         if one_at_a_time:
             options.append("--placement sequential")
         needed += RESERVE

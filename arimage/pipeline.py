@@ -141,7 +141,8 @@ class ImagePipeline:
         dtype: None is fp32 on a CPU and bf16 on a GPU.
         placement: ``resident`` keeps networks, ``sequential`` holds one at a time.
         lora: folders of adapters that training with ``lora`` wrote; they are merged into the weights.
-        weights: ``int8`` or ``int4`` (a GPU) quantises the two large networks, see :mod:`arimage.quantization`.
+        weights: ``int8``, ``fp8`` or (on a GPU) ``int4`` quantises the two large networks, see
+            :mod:`arimage.quantization`.
         compile: on a GPU, compile the decoder's blocks and the token step (``torch.compile``), which is then recorded
             as a CUDA graph; the first picture of a size takes longer.
     """

@@ -1,7 +1,8 @@
 """Linear layers of the two large networks in 8 or 4 bits, by ``torchao``: less memory at a little precision.
 
-Attention and feed-forward are quantised, row by row (8 bits) or in groups of 128 (4 bits, on a GPU); embeddings,
-norms, the modulation by time and the heads keep their precision.
+Attention and feed-forward are quantised: ``int8`` row by row; ``fp8`` (e4m3) row by row, on GPUs that multiply it
+together with what goes in; ``int4`` in groups of 128, on a GPU. Embeddings, norms, the modulation by time and the heads
+keep their precision.
 """
 
 from typing import Literal, get_args
@@ -11,10 +12,11 @@ from torch import nn
 
 from arimage.errors import UsageError
 
-WeightKind = Literal["int8", "int4"]
+WeightKind = Literal["int8", "fp8", "int4"]
 QUANTIZED = ("autoregressive", "transformer")
 PARTS = ("self_attn", "mlp", "attn1", "ff")
 GROUP = 128
+MULTIPLIES_FP8 = 8, 9
 
 
 def check_weights(kind: str | None, device: torch.device) -> None:
@@ -42,11 +44,22 @@ def is_quantized(name: str, module: nn.Module) -> bool:
 
 def quantize(network: nn.Module, kind: WeightKind, device: torch.device) -> None:
     """Quantise a network in place; layer by layer it is moved to the device, which never holds it in full precision."""
-    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+    from torchao.quantization import (
+        Float8DynamicActivationFloat8WeightConfig,
+        Float8WeightOnlyConfig,
+        Int4WeightOnlyConfig,
+        Int8WeightOnlyConfig,
+        PerRow,
+        quantize_,
+    )
 
     if kind == "int8":
         config = Int8WeightOnlyConfig()
-    else:
+    elif kind == "int4":
         config = Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format="tile_packed_to_4d")
+    elif device.type == "cuda" and torch.cuda.get_device_capability(device) >= MULTIPLIES_FP8:
+        config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+    else:
+        config = Float8WeightOnlyConfig()
     quantize_(network, config, filter_fn=lambda module, name: is_quantized(name, module), device=device)
     network.to(device)

@@ -21,7 +21,7 @@ def test_the_large_model_fits_a_card_of_24_gb_and_narrower_weights_need_less() -
     assert not plans[""].fits
     assert plans["--placement sequential"].fits
     assert 36 < plans[""].gigabytes < 42  # the reference peaks at 38 GB there
-    needs = [plans[options].gigabytes for options in ("", "--weights int8", "--weights int4")]
+    needs = [plans[options].gigabytes for options in ("", "--weights fp8", "--weights int4")]
     assert needs == sorted(needs, reverse=True)
     assert all("GB of weights for every call" in plan.costs for options, plan in plans.items() if "seq" in options)
 
@@ -42,7 +42,7 @@ def test_counted_as_quantised_are_attention_and_feed_forward() -> None:
     assert sizes["autoencoder"].quantized == 0
 
 
-@pytest.mark.parametrize(("kind", "message"), [("int3", "int8, int4"), ("int4", "GPU"), ("int8", "torchao")])
+@pytest.mark.parametrize(("kind", "message"), [("int3", "int8, fp8, int4"), ("int4", "GPU"), ("int8", "torchao")])
 def test_weights_that_cannot_be_had_are_refused_before_loading(kind, message, checkpoint_folder, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchao", None)
     with pytest.raises(UsageError, match=message):

@@ -23,7 +23,8 @@ Placement = Annotated[
     str, _option("--placement", panel=MACHINE, help="resident keeps networks loaded, sequential holds one at a time.")
 ]
 Weights = Annotated[
-    str | None, _option("--weights", panel=MACHINE, help="int8, or int4 on a GPU: quantise the two large networks.")
+    str | None,
+    _option("--weights", panel=MACHINE, help="int8, fp8 or (on a GPU) int4: quantise the two large networks."),
 ]
 Compile = Annotated[
     bool,
