@@ -506,36 +506,76 @@ def test_windows_lie_where_something_is_shown() -> None:
     assert plain.amax() == 4
 
 
+def heard(objective: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """What the transformer is told about a batch, and its references."""
+    told: dict[str, Any] = {}
+    forward, encode = objective.transformer.forward, objective.transformer.encode_references
+
+    def listen(noisy: Tensor, timestep: Tensor, **given: Any) -> Tensor:
+        told.update(given, noisy=noisy, timestep=timestep)
+        return forward(noisy, timestep, **given)
+
+    def see(rows: Any) -> Any:
+        told["rows"] = rows
+        return encode(rows)
+
+    objective.transformer.forward, objective.transformer.encode_references = listen, see
+    objective(batch)
+    return told
+
+
 @pytest.mark.parametrize("task", ["subject", "combine"])
-def test_pictures_are_learnt_from_in_windows_and_edits_whole(
-    task: str, start: Path, assets: Path, tmp_path: Path
+@pytest.mark.parametrize("whole", [0.0, 1.0])
+def test_windows_show_the_same_part_of_a_picture_and_its_references(
+    task: str, whole: float, start: Path, assets: Path, tmp_path: Path
 ) -> None:
     scenes = {"tasks": {task: 1}, "sizes": [[64, 64]]}
-    settings = {"windows": 3, "window": 1, "drop_all": 0.0, "drop_prior": 0.0, "corrupt": 0.0}
+    settings = {"windows": 3, "window": 1, "whole": whole, "drop_all": 0.0, "drop_prior": 0.0, "corrupt": 0.0}
+    settings["drop_references"] = 0.0
     data = [{"scenes": scenes, "assets": str(assets)}]
     config = stage("decoder", start, assets, tmp_path, data=data, decoder=settings)
     objective: Any = build_objective(Checkpoint.open(start), config, CPU).train()
     batch = objective.collate(StepBatches(config.data, 2, objective.collate, config.captions).examples(0)[0])
     latents, codes, references = objective.encode(batch)
-    told: dict[str, Any] = {}
-    forward = objective.transformer.forward
-
-    def listen(noisy: Tensor, timestep: Tensor, **given: Any) -> Tensor:
-        told.update(given, noisy=noisy)
-        return forward(noisy, timestep, **given)
-
-    objective.transformer.forward = listen
-    objective(batch | {"encoded": (latents, codes, references)})
+    told = heard(objective, batch | {"encoded": (latents, codes, references)})
     assert torch.equal(told["target_size"].unique(dim=0), torch.tensor([[64, 64]]))
-    if task == "combine":
+    if whole:
         assert told["noisy"].shape == latents.shape
         assert told["crop"] is None
+        assert told["rows"] == references
         return
     assert told["noisy"].shape == (6, latents.shape[1], 4, 4)
     assert set(told["crop"].flatten().tolist()) == {0, 32}
-    for row, (crop, shown) in enumerate(zip(told["crop"], told["prior_tokens"])):
+    for row, (crop, shown, others) in enumerate(zip(told["crop"], told["prior_tokens"], told["rows"])):
         y, x = (crop // 32).tolist()
         assert shown.item() == codes[row % 2, y, x]
+        assert len(others) == len(references[row % 2]) == (2 if task == "combine" else 0)
+        for (part, grid), (all_of_it, all_codes) in zip(others, references[row % 2]):
+            assert grid.item() == all_codes[y, x]
+            assert torch.equal(part, all_of_it[:, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4])
+
+
+@pytest.mark.parametrize("windows", [0, 2])
+def test_the_decoders_exercises_in_copying_ask_for_what_the_reference_alone_shows(
+    windows: int, start: Path, assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes = {"tasks": {"combine": 1}, "sizes": [[64, 64]]}
+    settings = {"copies": 0.5, "windows": windows, "window": 1, "drop_all": 1.0, "corrupt": 0.0}
+    data = [{"scenes": scenes, "assets": str(assets)}]
+    config = stage("decoder", start, assets, tmp_path, data=data, decoder=settings)
+    objective: Any = build_objective(Checkpoint.open(start), config, CPU).train()
+    batch = objective.collate(StepBatches(config.data, 8, objective.collate, config.captions).examples(0)[0])
+    targets: list[Tensor] = []
+    copies = objective._copies
+    monkeypatch.setattr(objective, "_copies", lambda *given: (targets.append(made := copies(*given)), made)[1])
+    told = heard(objective, batch)
+    latents, chosen = targets[0]
+    assert 0 < int(chosen.sum()) < len(chosen)
+    assert told["prior_dropped"].all()
+    for target, row, exercise in zip(latents, told["rows"], chosen):
+        assert bool(row) == bool(exercise)  # every other sample is told nothing
+        if exercise:
+            assert torch.equal(target, row[-1][0])
 
 
 # Distillation

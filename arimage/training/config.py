@@ -168,10 +168,13 @@ class DecoderTraining(_Strict):
         draws: noise levels of each picture of a batch; what the frozen encoders make of it serves them all.
         windows: parts of each picture that are learnt from in place of the whole, each at a noise level of its own; 0
             learns from whole pictures. They lie where codes differ from the picture's most frequent one, so that plain
-            ground takes less of the time; samples with references stay whole, since a part would lose its place beside
-            them.
+            ground takes less of the time. Of references the same part is shown; where one has another size than the
+            picture, both stay whole.
         window: side of such a part in cells of 32 px.
-        whole: share of the batches that stay whole all the same.
+        whole: share of the batches that stay whole all the same; nothing else shows how a thing moves.
+        copies: share of the samples with references that become exercises in copying: the last reference is the target,
+            and neither visual tokens nor glyphs say what it shows. Without them a decoder whose tokens say nearly
+            everything learns late, if at all, to take from a reference what they leave out.
         train_glyph_encoder: learn the glyph encoder too.
         codes_from_codebook: begin with embeddings of the visual tokens that are a projection of the codebook, so that
             codes that look alike start alike; for a decoder that is not trained yet.
@@ -190,6 +193,7 @@ class DecoderTraining(_Strict):
     windows: int = Field(0, ge=0)
     window: int = Field(4, ge=1)
     whole: float = Field(0.0, ge=0, le=1)
+    copies: float = Field(0.0, ge=0, le=1)
     train_glyph_encoder: bool = True
     codes_from_codebook: bool = False
     distillation: Distillation | None = None

@@ -28,7 +28,7 @@ from tokenizer.image_size import SizeLimits
 from tokenizer.semantic_tokenizer import half_size_pixels
 
 SHOWN = 8
-NOISE, LEVEL, DROPS, CORRUPTION, WINDOW = range(5)
+NOISE, LEVEL, DROPS, CORRUPTION, WINDOW, COPY = range(6)
 ANOTHER = 0x9E3779B97F4A7C15 >> 2
 
 
@@ -153,7 +153,7 @@ class DecoderObjective(Objective):
     def forward(self, batch: Mapping[str, Any]) -> Losses:
         latents, codes, references = batch["encoded"] if "encoded" in batch else self.encode(batch)
         settings = self.settings
-        cut = self.training and self.teacher is None and self._in_windows(codes, references, batch["seeds"])
+        cut = self.training and self.teacher is None and self._in_windows(latents, references, batch["seeds"])
         draws = 1 if not self.training else settings.windows if cut else settings.draws
         seeds = [seed ^ ANOTHER * draw for draw in range(draws) for seed in batch["seeds"]]
         latents, codes, references = latents.repeat(draws, 1, 1, 1), codes.repeat(draws, 1, 1), references * draws
@@ -162,13 +162,16 @@ class DecoderObjective(Objective):
             return self._distilled(self.teacher, batch["glyphs"] * draws, latents, codes, references, seeds)
         window = None
         if cut:
-            latents, codes, corners = self._windows(latents, codes, seeds)
+            latents, codes, references, corners = self._windows(latents, codes, references, seeds)
             window = corners, size
         drops = uniform_of(seeds, 5, DROPS).to(latents.device)
         everything = drops[:, 0] < settings.drop_all
         no_prior = everything | (drops[:, 1] < settings.drop_prior)
         no_glyphs = everything | (drops[:, 2] < settings.drop_glyphs)
         no_references = everything | (drops[:, 3] < settings.drop_references)
+        if self.training and settings.copies:
+            latents, copied = self._copies(latents, references, seeds)
+            no_prior, no_glyphs, no_references = no_prior | copied, no_glyphs | copied, no_references & ~copied
         if settings.corrupt:
             codes = self._corrupted(codes, seeds, drops[:, 4] < settings.corrupt)
         normal = torch.cat([torch.randn(1, generator=generator(seed, LEVEL)) for seed in seeds])
@@ -188,21 +191,49 @@ class DecoderObjective(Objective):
             parts["told"] = losses[told].mean().detach()
         return parts
 
-    def _in_windows(self, codes: Tensor, references: Sequence[Sequence[Any]], seeds: Sequence[int]) -> bool:
+    def _in_windows(
+        self, latents: Tensor, references: Sequence[Sequence[tuple[Tensor, Tensor]]], seeds: Sequence[int]
+    ) -> bool:
         """Whether a batch is learnt from in windows."""
         settings = self.settings
-        if settings.windows == 0 or any(references) or settings.window >= min(codes.shape[1:]):
+        if settings.windows == 0 or settings.window * LATENTS_PER_TOKEN >= min(latents.shape[-2:]):
+            return False
+        if any(part.shape != latents.shape[1:] for row in references for part, _ in row):
             return False
         return bool(uniform_of(seeds[:1], 1, WINDOW)[0, 0] >= settings.whole)
 
-    def _windows(self, latents: Tensor, codes: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """A window of each sample's latents and codes, and their corners in latents."""
+    def _windows(
+        self,
+        latents: Tensor,
+        codes: Tensor,
+        references: Sequence[Sequence[tuple[Tensor, Tensor]]],
+        seeds: Sequence[int],
+    ) -> tuple[Tensor, Tensor, list[list[tuple[Tensor, Tensor]]], Tensor]:
+        """A window of each sample's latents, codes and references, and their corners in latents."""
         side, n = self.settings.window, LATENTS_PER_TOKEN
         corners = window_corners(codes.cpu(), side, uniform_of(seeds, 2, WINDOW)[:, 1])
+
+        def cut(part: Tensor, grid: Tensor, corner: list[int]) -> tuple[Tensor, Tensor]:
+            y, x = corner
+            shown = part[:, y * n : (y + side) * n, x * n : (x + side) * n]
+            return shown, grid[y : y + side, x : x + side]
+
         places = corners.tolist()
-        shown = torch.stack([row[y : y + side, x : x + side] for row, (y, x) in zip(codes, places)])
-        places = [(slice(y * n, (y + side) * n), slice(x * n, (x + side) * n)) for y, x in places]
-        return torch.stack([row[:, y, x] for row, (y, x) in zip(latents, places)]), shown, corners.to(codes.device) * n
+        own = [cut(*sample) for sample in zip(latents, codes, places)]
+        others = [[cut(*reference, place) for reference in row] for row, place in zip(references, places)]
+        parts, grids = (torch.stack(tensors) for tensors in zip(*own))
+        return parts, grids, others, corners.to(latents.device) * n
+
+    def _copies(
+        self, latents: Tensor, references: Sequence[Sequence[tuple[Tensor, Tensor]]], seeds: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Targets, of which some are their last reference, and which ones (B,)."""
+        chosen = uniform_of(seeds, 1, COPY)[:, 0] < self.settings.copies
+        targets = []
+        for index, (target, row) in enumerate(zip(latents, references)):
+            chosen[index] &= bool(row) and row[-1][0].shape == target.shape
+            targets.append(row[-1][0].to(target) if chosen[index] else target)
+        return torch.stack(targets), chosen.to(latents.device)
 
     def _distilled(
         self,
