@@ -564,18 +564,19 @@ def test_the_decoders_exercises_in_copying_ask_for_what_the_reference_alone_show
     data = [{"scenes": scenes, "assets": str(assets)}]
     config = stage("decoder", start, assets, tmp_path, data=data, decoder=settings)
     objective: Any = build_objective(Checkpoint.open(start), config, CPU).train()
-    batch = objective.collate(StepBatches(config.data, 8, objective.collate, config.captions).examples(0)[0])
-    targets: list[Tensor] = []
+    batch = objective.collate(StepBatches(config.data, 16, objective.collate, config.captions).examples(0)[0])
+    targets: list[tuple[Tensor, ...]] = []
     copies = objective._copies
     monkeypatch.setattr(objective, "_copies", lambda *given: (targets.append(made := copies(*given)), made)[1])
     told = heard(objective, batch)
-    latents, chosen = targets[0]
-    assert 0 < int(chosen.sum()) < len(chosen)
-    assert told["prior_dropped"].all()
-    for target, row, exercise in zip(latents, told["rows"], chosen):
-        assert bool(row) == bool(exercise)  # every other sample is told nothing
+    latents, _, chosen, blind = targets[0]
+    assert 0 < int((chosen & blind).sum()) < int(chosen.sum()) < len(chosen)
+    assert torch.equal(told["prior_dropped"], ~chosen | blind)  # every other sample is told nothing
+    for target, grid, row, exercise in zip(latents, told["prior_tokens"], told["rows"], chosen):
+        assert bool(row) == bool(exercise)
         if exercise:
             assert torch.equal(target, row[-1][0])
+            assert torch.equal(grid, row[-1][1])
 
 
 # Distillation

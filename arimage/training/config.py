@@ -173,8 +173,8 @@ class DecoderTraining(_Strict):
         window: side of such a part in cells of 32 px.
         whole: share of the batches that stay whole all the same; nothing else shows how a thing moves.
         copies: share of the samples with references that become exercises in copying: the last reference is the target,
-            and neither visual tokens nor glyphs say what it shows. Without them a decoder whose tokens say nearly
-            everything learns late, if at all, to take from a reference what they leave out.
+            no glyphs say what it shows, and in half of them no visual tokens either. Without them a decoder whose
+            tokens say nearly everything learns late, if at all, to take from a reference what they leave out.
         train_glyph_encoder: learn the glyph encoder too.
         codes_from_codebook: begin with embeddings of the visual tokens that are a projection of the codebook, so that
             codes that look alike start alike; for a decoder that is not trained yet.

@@ -28,6 +28,7 @@ from tokenizer.image_size import SizeLimits
 from tokenizer.semantic_tokenizer import half_size_pixels
 
 SHOWN = 8
+BLIND = 0.5
 NOISE, LEVEL, DROPS, CORRUPTION, WINDOW, COPY = range(6)
 ANOTHER = 0x9E3779B97F4A7C15 >> 2
 
@@ -170,8 +171,9 @@ class DecoderObjective(Objective):
         no_glyphs = everything | (drops[:, 2] < settings.drop_glyphs)
         no_references = everything | (drops[:, 3] < settings.drop_references)
         if self.training and settings.copies:
-            latents, copied = self._copies(latents, references, seeds)
-            no_prior, no_glyphs, no_references = no_prior | copied, no_glyphs | copied, no_references & ~copied
+            latents, codes, copied, blind = self._copies(latents, codes, references, seeds)
+            no_prior = torch.where(copied, blind, no_prior)
+            no_glyphs, no_references = no_glyphs | copied, no_references & ~copied
         if settings.corrupt:
             codes = self._corrupted(codes, seeds, drops[:, 4] < settings.corrupt)
         normal = torch.cat([torch.randn(1, generator=generator(seed, LEVEL)) for seed in seeds])
@@ -225,15 +227,22 @@ class DecoderObjective(Objective):
         return parts, grids, others, corners.to(latents.device) * n
 
     def _copies(
-        self, latents: Tensor, references: Sequence[Sequence[tuple[Tensor, Tensor]]], seeds: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        """Targets, of which some are their last reference, and which ones (B,)."""
-        chosen = uniform_of(seeds, 1, COPY)[:, 0] < self.settings.copies
-        targets = []
-        for index, (target, row) in enumerate(zip(latents, references)):
-            chosen[index] &= bool(row) and row[-1][0].shape == target.shape
-            targets.append(row[-1][0].to(target) if chosen[index] else target)
-        return torch.stack(targets), chosen.to(latents.device)
+        self,
+        latents: Tensor,
+        codes: Tensor,
+        references: Sequence[Sequence[tuple[Tensor, Tensor]]],
+        seeds: Sequence[int],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Targets and codes, of which some are their last reference; which ones, and which of those lose the codes."""
+        chance = uniform_of(seeds, 2, COPY)
+        copied = chance[:, 0] < self.settings.copies
+        targets, grids = list(latents), list(codes)
+        for index, row in enumerate(references):
+            copied[index] &= bool(row) and row[-1][0].shape == targets[index].shape
+            if copied[index]:
+                targets[index], grids[index] = row[-1][0].to(latents), row[-1][1].to(codes)
+        device = latents.device
+        return torch.stack(targets), torch.stack(grids), copied.to(device), (chance[:, 1] < BLIND).to(device)
 
     def _distilled(
         self,
