@@ -564,7 +564,7 @@ def test_the_decoders_exercises_in_copying_ask_for_what_the_reference_alone_show
     data = [{"scenes": scenes, "assets": str(assets)}]
     config = stage("decoder", start, assets, tmp_path, data=data, decoder=settings)
     objective: Any = build_objective(Checkpoint.open(start), config, CPU).train()
-    batch = objective.collate(StepBatches(config.data, 16, objective.collate, config.captions).examples(0)[0])
+    batch = objective.collate(StepBatches(config.data, 16, objective.collate, config.captions).examples(1)[0])
     targets: list[tuple[Tensor, ...]] = []
     copies = objective._copies
     monkeypatch.setattr(objective, "_copies", lambda *given: (targets.append(made := copies(*given)), made)[1])
