@@ -22,3 +22,8 @@ edit() { $ARIMAGE edit "$1.png" "$2" --seed 1 --overwrite -o "$3.png"; }
 edit fox "Change the background to a yellow background" fox-yellow
 edit open 'Change the text to "CLOSED"' closed
 edit dog "Replace the dog with a cat" dog-to-cat
+
+# Two scenes of every row of the evaluation, by index; wants the artwork (arimage data sprites -o data/nano).
+$ARIMAGE evaluate ../../configs/nano/evaluate.yaml cases=2 assets=../../data/nano training=10 options.tier=fast -o evaluation
+mv evaluation/sheet.png nano-evaluation.png
+rm -r evaluation

@@ -52,3 +52,10 @@ def test_console_snippets_run(text, folder, capsys):
 
 def test_the_option_reference_is_up_to_date():
     assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == reference()
+
+
+@pytest.mark.parametrize("file", [ROOT / "README.md", *GUIDES], ids=lambda file: file.name)
+def test_links_lead_somewhere(file):
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)|src=\"([^\"]+)\"", file.read_text(encoding="utf-8"))
+    inside = [target for pair in targets for target in pair if target and not target.startswith("http")]
+    assert not [target for target in inside if not (file.parent / target).exists()]

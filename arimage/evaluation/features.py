@@ -21,7 +21,8 @@ STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3,
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE = 224
 SIZE = 1280
-BATCH = 32
+# More at a time and a layer's output is so large that the system hands out and clears its memory at every layer.
+BATCH = 4
 
 
 def _unit(inner: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:

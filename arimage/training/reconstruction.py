@@ -4,7 +4,6 @@ What needs a package that is not installed (``arimage[eval]``) is left out of th
 """
 
 import importlib.util
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from arimage.evaluation import lpips
+from arimage.evaluation.reading import optical_reader
 from arimage.training.batches import Example
 from arimage.training.objective import picture, pixels
 
@@ -55,10 +55,7 @@ def reconstruction_figures(
 
 
 def _text_survival(examples: Sequence[Example], made: Sequence[Tensor]) -> float | None:
-    from rapidocr import RapidOCR
-
-    logging.disable(logging.WARNING)
-    reader = RapidOCR()
+    reader = optical_reader()
     read, kept = 0, 0
     for example, image in zip(examples, made):
         truth = example.pictured.truth
