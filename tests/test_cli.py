@@ -216,9 +216,10 @@ def test_every_option_changes_what_it_says_and_nothing_else(cli, option, value, 
 
 
 def start(arguments, folder):
+    """A command that minds Ctrl-C, even where the tests run in the background and have it ignored."""
     return subprocess.Popen(
         [sys.executable, "-m", "arimage", *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
