@@ -7,7 +7,6 @@ python benchmarks/drawn_text_ocr.py data/nano --count 200
 """
 
 import argparse
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from arimage.data.assets import Assets
 from arimage.data.scenes import Scenes
 from arimage.data.scenes.settings import SceneSettings
+from arimage.evaluation.reading import optical_reader
 
 
 def normal(text: str) -> str:
@@ -23,8 +23,6 @@ def normal(text: str) -> str:
 
 
 def main() -> None:
-    from rapidocr import RapidOCR
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("--count", type=int, default=200)
@@ -32,9 +30,8 @@ def main() -> None:
     parser.add_argument("--rating", type=int, default=4, help="only scenes that are rated at least this")
     parser.add_argument("--misses", type=Path, help="folder for the pictures that were misread")
     given = parser.parse_args()
-    logging.disable(logging.WARNING)
     assets = Assets.open(given.folder)
-    finder, reader = RapidOCR(), RapidOCR()
+    finder, reader = optical_reader(), optical_reader()
     shares = {"text": 1.0, "typography": 1.0}
     sizes = ((given.side, given.side),)
     scenes = Scenes(assets, SceneSettings(tasks=shares, sizes=sizes, minimum_rating=given.rating))

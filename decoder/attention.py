@@ -73,10 +73,10 @@ def by_heads_serves(query: Tensor, key: Tensor) -> bool:
 
 
 def by_heads_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Scaled dot-product attention of (B, L or T, heads, head_dim), a head and 256 queries at a time.
+    """Scaled dot-product attention of (B, L or T, heads, head_dim), some queries of one head at a time.
 
-    So few that their scores stay in a cache of the processor and below the size from which memory comes from the
-    operating system page by page.
+    ``QUERIES_AT_ONCE`` are so few that their scores stay in a cache of the processor and below the size from which
+    memory comes from the operating system page by page.
     """
     attended = torch.empty_like(query, memory_format=torch.contiguous_format)
     queries = (query * query.shape[-1] ** -0.5).transpose(1, 2).contiguous()
