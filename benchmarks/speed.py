@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,20 @@ def loading(folder: Path) -> dict[str, tuple[float, float]]:
     return {name: min(cold(code) for _ in range(2)) for name, code in (("reference", reference), ("ours", ours))}
 
 
+def picture_memory(folder: Path, size: int, sides: Sequence[str]) -> dict[str, float]:
+    """Peak memory in GB of a fresh Python that loads a model and makes a picture in two steps, by side."""
+    start = (
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import arimage, speed\nfrom pathlib import Path\nfolder, size = Path({str(folder)!r}), {size}\n"
+    )
+    pictures = {
+        "reference": "speed.run_reference(speed.open_reference(folder), size, 2, 1, [])",
+        "ours": "options = speed.SAME_TOKENS | {'preview_grid': True}\n"
+        "speed.run_ours(arimage.load(folder), size, 2, 1, [], options)",
+    }
+    return {side: cold(start + pictures[side])[1] for side in sides}
+
+
 def work(
     config: ModelConfig, size: int, preview: bool, bytes_a_weight: int = 4, reference_keys: int = 0
 ) -> dict[str, float]:
@@ -337,6 +351,11 @@ def main() -> None:
             if side in table["medians"]:
                 told = shares(table["medians"][side], done, results, given.steps, count)
                 print(f"{side}: {told}")
+        if axis == "size":
+            sides = ["ours"] if reference is None else ["reference", "ours"]
+            table["memory_gb"] = picture_memory(folder, size, sides)
+            told = ", ".join(f"{side} {peak:.2f} GB" for side, peak in table["memory_gb"].items())
+            print(f"peak memory of a process that makes one: {told}")
         results["tables"].append({**table, "work": done})
     given.output.write_text(json.dumps(results, indent=1))
 

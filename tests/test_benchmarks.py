@@ -15,6 +15,7 @@ import yaml
 
 from arimage.autoregressive.sampling import TokenSampling
 from arimage.configuration import ModelConfig, load_yaml
+from arimage.embedded import embedded_folder
 from arimage.engine import Engine, ImageRequest, Settings
 from arimage.networks import Networks
 from tests.tiny_checkpoint import CONFIG
@@ -130,6 +131,11 @@ def test_our_prompt_is_not_counted_among_the_tokens(pipeline):
     """By a clock that ticks when it is read: around the call, its tokens, the prompt within them, two other parts."""
     times = speed.run_ours(pipeline, 64, 1, 1, [], speed.SAME_TOKENS, itertools.count().__next__)
     assert times == {"prompt": 1, "tokens": 2, "diffusion": 1, "autoencoder": 1, "other": 4, "whole": 9}
+
+
+def test_the_memory_of_a_picture_grows_with_its_size():
+    small, large = (speed.picture_memory(embedded_folder(), size, ["ours"])["ours"] for size in (64, 512))
+    assert 0.1 < small < large < 5
 
 
 def test_the_references_methods_are_sorted_into_parts_without_counting_twice():
