@@ -30,6 +30,17 @@ def test_an_update_has_singular_values_near_one(shape: tuple[int, int]) -> None:
     assert values.max() < 1.4
 
 
+def test_a_kernel_learns_as_the_matrix_of_its_flattened_inputs() -> None:
+    torch.manual_seed(0)
+    kernel = nn.Conv2d(6, 16, 3, bias=False)
+    matrix = nn.Linear(54, 16, bias=False)
+    matrix.weight.data = kernel.weight.data.flatten(1).clone()
+    for layer in (kernel, matrix):
+        layer.weight.grad = torch.ones_like(layer.weight).cumsum(0) * kernel.weight.data.view_as(layer.weight)
+        build_optimizer(layer.named_parameters(), config(muon=["weight"])).step()
+    torch.testing.assert_close(kernel.weight.flatten(1), matrix.weight)
+
+
 def test_what_is_not_named_learns_as_by_adamw() -> None:
     first, second = network(), network()
     ours = build_optimizer(first.named_parameters(), config(muon=["2.weight"]))

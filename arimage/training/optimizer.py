@@ -1,8 +1,8 @@
-"""The optimiser: AdamW, and Muon for the matrices that a stage names.
+"""The optimiser: AdamW, and Muon for the matrices and convolution kernels that a stage names.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) turns the momentum of a matrix into the nearest
-orthogonal one before it is subtracted, so that all directions of a layer learn at one rate. Its updates are scaled to
-the size of AdamW's (Liu et al. 2025, arXiv:2502.16982), so one learning rate serves both.
+orthogonal one before it is subtracted, so that all directions of a layer learn at one rate; a kernel is the matrix of
+its output channels by everything that each reads. Updates are scaled to the size of AdamW's (Liu et al. 2025, arXiv:2502.16982), so one learning rate serves both.
 """
 
 import fnmatch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from arimage.errors import UsageError
 from arimage.training.config import TrainConfig
+from arimage.training.precision import multiplies_bf16
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -28,7 +29,7 @@ def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: TrainConf
         UsageError: a pattern of ``muon`` matches no matrix that learns.
     """
     named = list(named)
-    matrices = {name for name, parameter in named if parameter.ndim == 2}
+    matrices = {name for name, parameter in named if parameter.ndim in (2, 4)}
     chosen = set()
     for pattern in config.muon:
         found = fnmatch.filter(matrices, pattern)
@@ -84,7 +85,8 @@ class MuonAdamW(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(parameter)
         state["momentum"].lerp_(gradient, 1 - MOMENTUM)
         ahead = gradient.lerp(state["momentum"], MOMENTUM)
-        return orthogonal(ahead).to(parameter.dtype) * (ADAM_SIZE * max(parameter.shape) ** 0.5)
+        matrix = orthogonal(ahead.flatten(1))
+        return matrix.to(parameter.dtype).view_as(parameter) * (ADAM_SIZE * max(matrix.shape) ** 0.5)
 
     def _adam(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         state, gradient = self.state[parameter], parameter.grad
@@ -102,10 +104,13 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Roughly the nearest (semi-)orthogonal matrix, by five Newton-Schulz steps in bf16; singular values end near 1."""
+    """Roughly the nearest (semi-)orthogonal matrix, by five Newton-Schulz steps; singular values end near 1.
+
+    In bf16 where the device multiplies it natively, else in fp32.
+    """
     a, b, c = NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]
-    value = (matrix.T if tall else matrix).bfloat16()
+    value = (matrix.T if tall else matrix).to(torch.bfloat16 if multiplies_bf16(matrix.device) else torch.float32)
     value = value / (value.norm() + 1e-7)
     for _ in range(ITERATIONS):
         square = value @ value.T
