@@ -60,6 +60,13 @@ class TokenizerTraining(_Strict):
     """Losses of the semantic tokenizer (weights), and how the codebook learns.
 
     Attributes:
+        neutral: codes are classes of cells of scenes on neutral ground, which the encoder learns to name from the whole
+            picture (:mod:`arimage.training.cell_tokenizer`); of the settings below only those that say so count.
+        components, class_samples, class_iterations: with ``neutral``, principal components of a cell's pixels that are
+            compared, scenes in which cells are gathered, and rounds of k-means.
+        large_cells: with ``neutral``, the weight of a different cell in scenes twice as large as the smallest.
+        ground: with ``neutral``, the weight of flat cells in the loss.
+        wear: with ``neutral``, the share of views that are blurred and noisy, as rendered pictures are.
         frozen_encoder: train the quantiser alone, on the features of the encoder as it is.
         pixels, contrast, commitment, features: weights of the losses; ``features`` counts with a frozen encoder.
         characters: weight of reading, from its code alone, the character that stands in a cell of a scene's text
@@ -76,6 +83,13 @@ class TokenizerTraining(_Strict):
         rotation_trick: pass gradients through the quantiser by rotation (Fifty et al. 2024, arXiv:2410.06424).
     """
 
+    neutral: bool = False
+    components: int = Field(96, ge=1)
+    class_samples: int = Field(6000, ge=1)
+    class_iterations: int = Field(15, ge=1)
+    large_cells: float = Field(0.1, gt=0, le=1)
+    ground: float = Field(0.1, ge=0, le=1)
+    wear: float = Field(0.25, ge=0, le=1)
     frozen_encoder: bool = False
     local: bool = False
     twins: float = Field(0.0, ge=0)

@@ -54,6 +54,10 @@ class TrainingStopped(ArimageError):
 
 def build_objective(checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -> Objective:
     """The objective of a stage."""
+    if config.train == "tokenizer" and config.tokenizer.neutral:
+        from arimage.training.cell_tokenizer import CellTokenizerObjective
+
+        return CellTokenizerObjective(checkpoint, config, device)
     if config.train == "tokenizer":
         from arimage.training.tokenizer import TokenizerObjective
 

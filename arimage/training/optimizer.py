@@ -2,7 +2,8 @@
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) turns the momentum of a matrix into the nearest
 orthogonal one before it is subtracted, so that all directions of a layer learn at one rate; a kernel is the matrix of
-its output channels by everything that each reads. Updates are scaled to the size of AdamW's (Liu et al. 2025, arXiv:2502.16982), so one learning rate serves both.
+its output channels by everything that each reads. Updates are scaled to the size of AdamW's (Liu et al. 2025,
+arXiv:2502.16982), so one learning rate serves both.
 """
 
 import fnmatch

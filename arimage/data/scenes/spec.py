@@ -3,8 +3,9 @@
 Lengths are relative to the picture: places to its width and height, sizes to its short side.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from arimage.data.colors import RGB
 
@@ -100,3 +101,20 @@ class SceneSpec:
     def concepts(self) -> tuple[str, ...]:
         """The different concepts, in order."""
         return tuple(dict.fromkeys(subject.concept for subject in self.subjects))
+
+
+def scene_spec(facts: Mapping[str, Any]) -> SceneSpec:
+    """A scene from its plain form, which a record's truth holds under ``spec`` (``dataclasses.asdict``)."""
+
+    def shade(value: Mapping[str, Any] | None) -> Shade | None:
+        return None if value is None else Shade(value["name"], tuple(value["rgb"]))
+
+    background, lettering = facts["background"], facts["lettering"]
+    subjects = tuple(Subject(**{**subject, "tint": shade(subject["tint"])}) for subject in facts["subjects"])
+    if lettering is not None:
+        colors = {name: shade(lettering[name]) for name in ("color", "holder_color")}
+        lettering = Lettering(**{**lettering, **colors})
+    shades = {name: shade(background[name]) for name in ("first", "second")}
+    return SceneSpec(
+        **{**facts, "background": Background(**{**background, **shades}), "subjects": subjects, "lettering": lettering}
+    )

@@ -1,0 +1,131 @@
+"""Training of a semantic tokenizer that names things: a thing has one code on every background, anywhere.
+
+Codes are classes of neutral cells (:mod:`arimage.training.cells`): every thing on grey, every letter without its sign.
+The vision encoder sees the whole picture as it is, with attention but without positions, and learns by cross-entropy
+to say which class the neutral view has in each cell; the codebook's vectors are the classes' directions and learn with
+it. So it can tell a thing from its ground by what the rest of the picture shows, and two views of a thing are forced
+into one code.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFilter
+from torch import Tensor, nn
+
+from arimage.checkpoint import Checkpoint, Component
+from arimage.data.assets import Assets
+from arimage.training.batches import Example
+from arimage.training.cells import Classes, cells_of, different_cells, flat, neutral_view
+from arimage.training.config import TrainConfig
+from arimage.training.objective import Losses, Objective, generator, picture
+from tokenizer.semantic_tokenizer import half_size_pixels
+
+TEMPERATURE = 0.05
+PLACES = ("visual.embeddings.*",)
+NOISE, BLUR = 0.06, 1.2
+
+
+class CellTokenizerObjective(Objective):
+    """Cross-entropy between the codes of a picture's cells and the classes of its neutral view."""
+
+    def __init__(self, checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -> None:
+        super().__init__(checkpoint, config, device)
+        self.settings = settings = config.tokenizer
+        tokenizer = checkpoint.semantic_tokenizer(device=torch.device("cpu"), dtype=torch.float32)
+        self.visual, quantizer = tokenizer.model.visual, tokenizer.model.vqmodel
+        self.quant_conv, self.post_quant_conv = quantizer.quant_conv, quantizer.post_quant_conv
+        self.codebook = nn.Parameter(F.normalize(quantizer.quantize.embedding.weight.detach(), dim=-1))
+        self.patch = checkpoint.config.vision_encoder.patch_size
+        pixels = 3 * self.patch**2
+        self.classes = Classes(pixels, min(settings.components, pixels), quantizer.config.num_embeddings)
+        self.assets = Assets.open(_assets(config))
+        self.fixed = PLACES
+        with torch.no_grad():
+            self.visual.embeddings.position_embedding.weight.zero_()
+            self.post_quant_conv.requires_grad_(False)
+
+    def prepare(self, batches: Any) -> None:
+        """Find the classes, and begin with directions of codes that are alike where their looks are."""
+        records, step = [], 0
+        while len(records) < self.settings.class_samples:
+            records += [example.pictured for example in batches.examples(step)[0]]
+            step += 1
+        cells, weights, own = different_cells(records, self.assets, self.patch, self.settings.large_cells)
+        error = self.classes.fit(cells, weights, own, self.settings.class_iterations, self.config.seed)
+        print(f"{len(cells)} different cells, {int(own.sum())} of them with a code of their own; rms error {error:.4f}")
+        size = self.codebook.shape[1]
+        whitened = F.normalize(self.classes.centers[:, :size] / self.classes.centers[:, :size].std(dim=0), dim=-1)
+        with torch.no_grad():
+            self.codebook[:, : whitened.shape[1]].copy_(whitened)
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        views, neutral, letters = [], [], []
+        for example in examples:
+            record = example.pictured
+            view = half_size_pixels(record.image)
+            target, places = neutral_view(record, view, self.assets, self.patch)
+            views.append(_worn(record.image, view, example.seed, self.settings.wear))
+            neutral.append(target)
+            letters.append(places >= 0)
+        plain = torch.stack([half_size_pixels(example.pictured.image) for example in examples])
+        return {
+            "views": torch.stack(views), "neutral": torch.stack(neutral), "letters": torch.stack(letters),
+            "plain": flat(cells_of(plain, self.patch)),
+        }  # fmt: skip
+
+    def scores(self, views: Tensor) -> Tensor:
+        """Logits of every code in every cell, (B, h, w, num_embeddings)."""
+        features = torch.stack(self.visual(list(views)))
+        vectors = F.normalize(self.quant_conv(features).float(), dim=1).permute(0, 2, 3, 1)
+        return vectors @ F.normalize(self.codebook, dim=-1).T / TEMPERATURE
+
+    def forward(self, batch: Mapping[str, Any]) -> Losses:
+        wanted = self.classes.name(cells_of(batch["neutral"], self.patch))
+        scores, plain, letters = self.scores(batch["views"]), batch["plain"], batch["letters"]
+        losses = F.cross_entropy(scores.flatten(0, 2), wanted.flatten(), reduction="none").view_as(plain)
+        right = (scores.argmax(dim=-1) == wanted).float()
+        weight = torch.where(plain, self.settings.ground, 1.0)
+        parts: Losses = {"loss": (losses * weight).sum() / weight.sum()}
+        for name, where in (("ground", plain), ("letters", letters), ("things", ~plain & ~letters)):
+            if where.any():
+                parts[f"{name}_loss"], parts[f"{name}_right"] = losses[where].mean().detach(), right[where].mean()
+        return parts
+
+    def states(self, weights: Mapping[str, Tensor]) -> dict[Component, dict[str, Tensor]]:
+        renamed = {"model.vqmodel.quantize.embedding.weight": weights["codebook"]}
+        for name, value in weights.items():
+            if name.startswith("visual."):
+                renamed[f"model.{name}"] = value
+            elif name.startswith(("quant_conv.", "post_quant_conv.")):
+                renamed[f"model.vqmodel.{name}"] = value
+        return {"vision_language_encoder": renamed}
+
+    @torch.no_grad()
+    def pictures(self, examples: Sequence[Example]) -> list[tuple[str, Image.Image]]:
+        """Each view beside the looks of its true and of its given codes."""
+        shown = []
+        for number, example in enumerate(examples[:6]):
+            view = half_size_pixels(example.pictured.image)
+            neutral, _ = neutral_view(example.pictured, view, self.assets, self.patch)
+            true = self.classes.name(cells_of(neutral[None].to(self.device), self.patch))
+            given = self.scores(view[None].to(self.device)).argmax(dim=-1)
+            rows = [view, *(self.classes.painted(codes, self.patch)[0].cpu() for codes in (true, given))]
+            shown.append((f"looks of codes {number}", picture(torch.cat(rows, dim=-1))))
+        return shown
+
+
+def _assets(config: TrainConfig) -> str:
+    return next(str(source.assets) for source in config.data if source.assets is not None)
+
+
+def _worn(image: Image.Image, view: Tensor, seed: int, share: float) -> Tensor:
+    """A view as it might be of a picture that was rendered: a share of them a little blurred and noisy."""
+    random = generator(seed, 5)
+    chance, blur, noise = torch.rand(3, generator=random).tolist()
+    if chance >= share:
+        return view
+    worn = half_size_pixels(image.filter(ImageFilter.GaussianBlur(blur * BLUR)))
+    return worn + noise * NOISE * torch.randn(view.shape, generator=random)

@@ -1,0 +1,227 @@
+"""What stands in the cells of scenes, on neutral ground: the targets of a tokenizer that names things.
+
+A cell is what one visual token covers, seen at half size as the vision encoder sees it. Things are drawn on grey and
+letters without what they stand on, so that a thing has one look on every background; like looks form classes, and each
+class is a code.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from arimage.data.assets import Assets
+from arimage.data.records import Record
+from arimage.data.scenes.draw import background, draw
+from arimage.data.scenes.spec import Background, SceneSpec, Shade, scene_spec
+from arimage.errors import DataError
+from tokenizer.semantic_tokenizer import half_size_pixels
+
+NEUTRAL = Background("plain", Shade("neutral", (128, 128, 128)))
+FLAT, TRACE = 0.02, 0.12
+RESEEDED = 0.02
+
+
+def cells_of(views: Tensor, patch: int) -> Tensor:
+    """(B, 3, h*patch, w*patch) to (B, h, w, 3 * patch * patch)."""
+    parts = views.unfold(2, patch, patch).unfold(3, patch, patch)
+    return parts.permute(0, 2, 3, 1, 4, 5).flatten(3)
+
+
+def flat(cells: Tensor) -> Tensor:
+    """Which cells have one colour all over: (..., 3 * patch * patch) to (...) bool."""
+    channels = cells.unflatten(-1, (3, -1))
+    return (channels.amax(dim=-1) - channels.amin(dim=-1)).amax(dim=-1) < FLAT
+
+
+def letter_cells(spec: SceneSpec, rows: int, columns: int) -> Tensor:
+    """The place in the text of the character in each cell of a grid, (rows, columns); -1 where there is none.
+
+    Only texts that stand in cells are found (``pitch`` of their lettering).
+    """
+    places = torch.full((rows, columns), -1)
+    text = spec.lettering
+    if text is None or not text.pitch:
+        return places
+    side = text.pitch * min(rows, columns)
+    top, left = text.y * rows - side / 2, text.x * columns - side * len(text.text) / 2
+    for place in range(len(text.text)):
+        across = slice(round(left + place * side), round(left + (place + 1) * side))
+        places[round(top) : round(top + side), across] = place
+    return places
+
+
+def neutral_view(record: Record, view: Tensor, assets: Assets, patch: int) -> tuple[Tensor, Tensor]:
+    """A scene's neutral view, cell by cell: (3, H/2, W/2) in [-1, 1]; and the letters' places, (h, w).
+
+    Args:
+        view: the scene as it is, at half size. Its flat cells stay as they are: ground has a colour and nothing else.
+
+    Raises:
+        DataError: the record is no scene, so nobody knows what stands on what.
+    """
+    facts = record.truth.get("spec")
+    if not isinstance(facts, dict):
+        raise DataError(
+            "codes of neutral cells can be learnt from scenes only; this sample is a picture without a plan"
+        )
+    scene = scene_spec(facts)
+    spec = replace(scene, background=NEUTRAL)
+    neutral = half_size_pixels(draw(spec, assets).image)
+    places = letter_cells(spec, view.shape[1] // patch, view.shape[2] // patch)
+    if spec.lettering is not None and (places >= 0).any():
+        bare = replace(spec, lettering=replace(spec.lettering, holder="none", holder_color=None))
+        neutral = torch.where(_enlarged(places >= 0, patch), half_size_pixels(draw(bare, assets).image), neutral)
+    empty = _nearly(cells_of(neutral[None], patch)[0], NEUTRAL.first.rgb)
+    ground = half_size_pixels(background(scene.background, scene.width, scene.height))
+    neutral = torch.where(_enlarged(empty, patch), ground, neutral)
+    plain = flat(cells_of(view[None], patch))[0]
+    return torch.where(_enlarged(plain, patch), view, neutral), places
+
+
+def _nearly(cells: Tensor, rgb: tuple[int, int, int]) -> Tensor:
+    """Which cells are a colour but for a trace of something, (..., pixels) to (...) bool."""
+    color = torch.tensor(rgb).view(3, 1) / 127.5 - 1
+    return (cells.unflatten(-1, (3, -1)) - color).abs().amax(dim=(-1, -2)) < TRACE
+
+
+def _enlarged(mask: Tensor, patch: int) -> Tensor:
+    """(h, w) to (h*patch, w*patch)."""
+    return mask.repeat_interleave(patch, 0).repeat_interleave(patch, 1)
+
+
+class Classes(torch.nn.Module):
+    """Classes of cells that look alike: principal components of their pixels, and centres found by k-means.
+
+    Args:
+        pixels: numbers in a cell.
+        components: of them that are compared.
+        count: of classes.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    centers: Tensor
+
+    def __init__(self, pixels: int, components: int, count: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(pixels))
+        self.register_buffer("basis", torch.zeros(pixels, components))
+        self.register_buffer("centers", torch.zeros(count, components))
+
+    @torch.no_grad()
+    def fit(self, cells: Tensor, weights: Tensor, own: Tensor, iterations: int, seed: int) -> float:
+        """Find the classes of (N, pixels) different cells.
+
+        Args:
+            weights: of each cell, (N,).
+            own: (N,) bool, cells that are a class of their own whatever is near them.
+
+        Returns:
+            The root of the weighted mean square by which pixels differ from their class's centre.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        share = weights / weights.sum()
+        self.mean.copy_(share @ cells)
+        centred = cells - self.mean
+        spread = (centred * share[:, None]).T @ centred
+        _, vectors = torch.linalg.eigh(spread)
+        self.basis.copy_(vectors.flip(1)[:, : self.basis.shape[1]])
+        points = centred @ self.basis
+        fixed = points[own][: len(self.centers)]
+        rest, rest_share = points[~own], share[~own]
+        centers = _spread_out(rest, rest_share, fixed, len(self.centers), generator)
+        for _ in range(iterations):
+            distance, nearest = _nearest(rest, centers)
+            total = torch.zeros(len(centers)).index_add_(0, nearest, rest_share)
+            moved = torch.zeros_like(centers).index_add_(0, nearest, rest * rest_share[:, None])
+            filled = total > 0
+            filled[: len(fixed)] = False
+            centers[filled] = moved[filled] / total[filled, None]
+            empty = (total == 0).nonzero()[:, 0]
+            empty = empty[empty >= len(fixed)]
+            if len(empty):
+                centers[empty] = rest[(distance * rest_share).topk(len(empty)).indices]
+        self.centers.copy_(centers)
+        distance, _ = _nearest(points, centers)
+        left = (centred - points @ self.basis.T).square().sum(dim=1)
+        return float(((distance + left) * share).sum() / cells.shape[1]) ** 0.5
+
+    @torch.no_grad()
+    def name(self, cells: Tensor) -> Tensor:
+        """The class of each cell: (..., pixels) to (...) int64."""
+        points = (cells.flatten(0, -2) - self.mean) @ self.basis
+        return _nearest(points, self.centers)[1].view(cells.shape[:-1])
+
+    def painted(self, codes: Tensor, patch: int) -> Tensor:
+        """The looks of the classes' centres: (B, h, w) to (B, 3, h*patch, w*patch)."""
+        cells = self.centers[codes] @ self.basis.T + self.mean
+        parts = cells.unflatten(-1, (3, patch, patch)).permute(0, 3, 1, 4, 2, 5)
+        return parts.flatten(4, 5).flatten(2, 3)
+
+
+def _spread_out(points: Tensor, share: Tensor, fixed: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` starting centres, ``fixed`` first, the others drawn far from each other.
+
+    k-means++ (Arthur & Vassilvitskii 2007), many at a time: a share of the centres, drawn by squared distance, before
+    distances are taken again.
+    """
+    centers = fixed
+    distance = _nearest(points, centers)[0] if len(centers) else torch.ones(len(points))
+    while len(centers) < count:
+        many = min(count - len(centers), max(1, round(RESEEDED * count)))
+        chance = (distance * share).clamp(min=1e-12)
+        chosen = torch.multinomial(chance, min(many, len(points)), generator=generator)
+        centers = torch.cat([centers, points[chosen]])
+        distance = torch.minimum(distance, _nearest(points, points[chosen])[0])
+    return centers.clone()
+
+
+def _nearest(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distance to the nearest centre and its number, (N,) each."""
+    half = centers.square().sum(dim=1) / 2
+    distances, numbers = [], []
+    for part in points.split(4096):
+        score, number = (part @ centers.T - half).max(dim=1)
+        distances.append((part.square().sum(dim=1) - 2 * score).clamp(min=0))
+        numbers.append(number)
+    return torch.cat(distances), torch.cat(numbers)
+
+
+def different_cells(
+    records: Sequence[Record], assets: Assets, patch: int, thing_weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All different neutral cells of scenes, (N, pixels); their weights, (N,); and which are letters or ground, (N,).
+
+    Args:
+        thing_weight: of a cell of a scene whose short side has more cells than the smallest scenes', per doubling.
+    """
+    found: dict[bytes, tuple[Tensor, float, bool]] = {}
+    smallest = min(min(record.image.size) for record in records)
+    for record in records:
+        view = half_size_pixels(record.image)
+        neutral, places = neutral_view(record, view, assets, patch)
+        cells, shown = cells_of(neutral[None], patch)[0], cells_of(view[None], patch)[0]
+        plain = flat(shown)
+        scale = min(record.image.size) / smallest
+        keys = ((cells + 1) * 127.5).round().byte()
+        ground = _commonest(keys[plain])
+        for row in range(cells.shape[0]):
+            for column in range(cells.shape[1]):
+                key = keys[row, column].numpy().tobytes()
+                if key in found:
+                    continue
+                letter = bool(places[row, column] >= 0) and scale == 1
+                own = letter or key == ground
+                found[key] = (cells[row, column], thing_weight ** (scale - 1), own)
+    values, weights, own = zip(*found.values())
+    return torch.stack(values), torch.tensor(weights), torch.tensor(own)
+
+
+def _commonest(keys: Tensor) -> bytes:
+    """The most frequent of some cells' bytes, empty if there are none."""
+    if not len(keys):
+        return b""
+    different, counts = keys.unique(dim=0, return_counts=True)
+    return different[counts.argmax()].numpy().tobytes()
