@@ -16,11 +16,15 @@ from torch import Tensor, nn
 
 from arimage.checkpoint import Checkpoint, Component, build_autoencoder
 from arimage.configuration import ModelConfig
+from arimage.data.records import Record
+from arimage.data.scenes.spec import Box
 from arimage.training.batches import Example
-from arimage.training.config import TrainConfig
-from arimage.training.objective import Losses, Objective, noise_of, picture, pixels, under
+from arimage.training.config import AutoencoderTraining, TrainConfig
+from arimage.training.objective import Losses, Objective, generator, noise_of, picture, pixels, under
+from arimage.training.principal import PATCHES, begin_with_principal_components
 
 SCALES = 3
+BOX_PATCHES = 64
 
 
 class AutoencoderObjective(Objective):
@@ -40,9 +44,25 @@ class AutoencoderObjective(Objective):
         self.steps = 0
         self.statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
+    def prepare(self, batches: Any) -> None:
+        """Begin with the principal components of patches of what the scenes show, if the stage says so."""
+        if not self.settings.principal:
+            return
+        parts: list[Tensor] = []
+        step = 0
+        while sum(len(part) for part in parts) < PATCHES:
+            for example in batches.examples(step)[0]:
+                for left, top, right, bottom in shown_boxes(example.pictured):
+                    box = (left // 8 * 8, top // 8 * 8, (right + 7) // 8 * 8, (bottom + 7) // 8 * 8)
+                    part = pixels(example.pictured.image.crop(box)).unfold(1, 8, 8).unfold(2, 8, 8)
+                    part = part.permute(1, 2, 0, 3, 4).flatten(0, 1)
+                    parts.append(part[torch.randperm(len(part), generator=generator(example.seed, 1))[:BOX_PATCHES]])
+            step += 1
+        decibels = begin_with_principal_components(self.network, torch.cat(parts), self.config.seed)
+        print(f"{self.network.config.latent_channels} principal components of 8x8 patches: {decibels:.2f} dB")
+
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
-        crop = self.settings.crop
-        images = [pixels(_cropped(example, crop)) for example in examples]
+        images = [pixels(_cropped(example, self.settings)) for example in examples]
         return {"pixels": torch.stack(images), "seeds": [example.seed for example in examples]}
 
     def forward(self, batch: Mapping[str, Any]) -> Losses:
@@ -52,9 +72,10 @@ class AutoencoderObjective(Objective):
         made = self.network.decode(posterior.mean + posterior.std * noise).sample.float()
         parts = {
             "l1": F.l1_loss(made, true),
+            "l2": F.mse_loss(made, true),
             "kl": 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean(),
         }
-        loss = parts["l1"] + self.settings.kl * parts["kl"]
+        loss = parts["l1"] + self.settings.l2 * parts["l2"] + self.settings.kl * parts["kl"]
         if self.settings.edges:
             parts["edges"] = edge_loss(made, true)
             loss = loss + self.settings.edges * parts["edges"]
@@ -162,13 +183,28 @@ def edge_loss(made: Tensor, true: Tensor) -> Tensor:
     return total / SCALES
 
 
-def _cropped(example: Example, crop: int) -> Image.Image:
-    image = example.pictured.image
+def shown_boxes(record: Record) -> list[Box]:
+    """The boxes of a scene's things and text in pixels; the whole picture of what is no scene, or an empty one."""
+    truth = record.truth
+    text = truth.get("text")
+    return [*truth.get("subjects", ()), *([text] if text else [])] or [(0, 0, *record.image.size)]
+
+
+def _cropped(example: Example, settings: AutoencoderTraining) -> Image.Image:
+    """A square of the picture around a random point of what it shows, or anywhere."""
+    image, crop = example.pictured.image, settings.crop
     width, height = image.size
     if not crop or (width <= crop and height <= crop):
         return image
     random = Random(example.seed)
-    left, top = random.randint(0, max(0, width - crop)), random.randint(0, max(0, height - crop))
+    most = max(0, width - crop), max(0, height - crop)
+    left, top = random.randint(0, most[0]), random.randint(0, most[1])
+    if random.random() < settings.shown:
+        box = random.choice(shown_boxes(example.pictured))
+        middle = random.randint(box[0], box[2] - 1), random.randint(box[1], box[3] - 1)
+        left, top = (min(max(0, at - crop // 2), limit) for at, limit in zip(middle, most))
+    if random.random() < settings.aligned:
+        left, top = left // 8 * 8, top // 8 * 8
     return image.crop((left, top, left + crop, top + crop))
 
 

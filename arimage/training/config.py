@@ -112,6 +112,11 @@ class AutoencoderTraining(_Strict):
 
     Attributes:
         crop: side of the training crops in pixels, a multiple of 32; 0 takes whole pictures.
+        shown: share of the crops that lie around a thing or a letter of a scene, the others lie anywhere.
+        aligned: share of the crops that begin at multiples of 8 pixels, as latents do.
+        principal: begin with an encoder that gives the principal components of 8x8 patches
+            (:mod:`arimage.training.principal`); for an autoencoder that is not trained yet.
+        l2: of squared differences, beside L1, whose weight is 1.
         edges: of picture gradients at three scales, the perceptual loss that needs no other network.
         perceptual: of features of ``perceptual_model``, a local folder of a vision model that transformers opens.
         kl: mean over latent elements.
@@ -120,6 +125,10 @@ class AutoencoderTraining(_Strict):
     """
 
     crop: int = Field(128, ge=0, multiple_of=32)
+    shown: float = Field(0.0, ge=0, le=1)
+    aligned: float = Field(0.0, ge=0, le=1)
+    principal: bool = False
+    l2: float = Field(0.0, ge=0)
     edges: float = Field(1.0, ge=0)
     perceptual: float = Field(0.0, ge=0)
     perceptual_model: str | None = None
