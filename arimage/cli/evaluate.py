@@ -32,7 +32,7 @@ def evaluate(
     from arimage.errors import UsageError, nearest
     from arimage.evaluation.config import EvaluateConfig
     from arimage.evaluation.report import markdown, write_report
-    from arimage.evaluation.run import distances, make_judge, rows
+    from arimage.evaluation.run import distances, make_judge, rows, tokenizer_rows
     from arimage.evaluation.run import evaluate as run
     from arimage.pipeline import load
 
@@ -46,8 +46,11 @@ def evaluate(
         wanted = wanted.model_copy(update={"groups": {name: wanted.groups[name] for name in group}})
     console = Console(quiet)
     pipeline, judge = load(wanted.model), make_judge(wanted)
-    outcomes = run(wanted, pipeline, judge, console.note)
-    table, figures = rows(outcomes), distances(outcomes, wanted, judge)
+    if wanted.part == "tokenizer":
+        outcomes, table, figures = [], tokenizer_rows(wanted, pipeline, judge.assets), {}
+    else:
+        outcomes = run(wanted, pipeline, judge, console.note)
+        table, figures = rows(outcomes), distances(outcomes, wanted, judge)
     about = {
         "model": pipeline.checkpoint.name,
         "weights_sha256": pipeline.networks.weights_hash(),

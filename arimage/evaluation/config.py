@@ -35,7 +35,9 @@ class EvaluateConfig(BaseModel):
         batch: pictures that are made at once.
         options: of :func:`arimage.generate` (steps, guidance, temperature, ...); the shipped ones when empty.
         part: what makes the pictures: the whole ``model``; the ``decoder`` from the true scene's visual tokens; the
-            ``autoencoder`` from the true scene, there and back. What a part loses, the whole cannot have.
+            ``autoencoder`` from the true scene, there and back. What a part loses, the whole cannot have. The
+            ``tokenizer`` makes none: its rows say how often a thing keeps its codes and a character can be read from
+            its code, over twice ``cases`` scenes of ``scenes``, whatever the groups are.
         seed: of the first picture of a group.
         training: scenes that count as training pictures in the memorisation figure.
         shown: pictures on the contact sheet, evenly spaced by index.
@@ -51,7 +53,7 @@ class EvaluateConfig(BaseModel):
     languages: tuple[Literal["en", "zh"], ...] = ("en", "zh")
     batch: int = Field(8, ge=1)
     options: dict[str, Any] = Field(default_factory=dict)
-    part: Literal["model", "decoder", "autoencoder"] = "model"
+    part: Literal["model", "decoder", "autoencoder", "tokenizer"] = "model"
     seed: int = Field(1000, ge=0)
     training: int = Field(1000, ge=0)
     shown: int = Field(48, ge=0)

@@ -12,6 +12,7 @@ from arimage.data.assets import Assets
 from arimage.data.scenes import Scenes
 from arimage.data.scenes.settings import PICTURE_TASKS, SceneSettings
 from arimage.engine import ImageRequest
+from arimage.evaluation.codes import characters, stability
 from arimage.evaluation.config import EvaluateConfig
 from arimage.evaluation.features import kernel_distance
 from arimage.evaluation.judge import Case, Judge, Share
@@ -91,6 +92,21 @@ def evaluate(
         found = rows([outcome for outcome in outcomes if outcome.case.group == group])
         say(f"{group}: {len(wanted)} pictures, " + ", ".join(f"{r.ability} {100 * r.share:.0f} %" for r in found))
     return outcomes
+
+
+def tokenizer_rows(config: EvaluateConfig, pipeline: ImagePipeline, assets: Assets) -> list[Row]:
+    """The rows of ``part: tokenizer``; see :mod:`arimage.evaluation.codes`."""
+    scenes = SceneSettings.model_validate({**config.scenes, "split": "evaluation"})
+    count = 2 * config.cases
+    with pipeline.networks.use("semantic_tokenizer") as tokenizer:
+        shares = stability(tokenizer, assets, scenes, count, config.seed)
+        words = scenes.model_copy(update={"held": "word"})
+        read = characters(tokenizer, assets, _as_training(scenes), words, count)
+    named = {f"codes kept: {change}": found for change, found in shares.items()} | {"characters from codes": read}
+    return [
+        Row(name, len(found), _pooled(found), *_interval(found), ceiling=1.0, by_language={})
+        for name, found in named.items()
+    ]
 
 
 def pictures(batch: Sequence[Case], pipeline: ImagePipeline, config: EvaluateConfig) -> list[Image.Image]:

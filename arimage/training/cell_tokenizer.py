@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from arimage.checkpoint import Checkpoint, Component
 from arimage.data.assets import Assets
+from arimage.data.scenes.cells import cells_of, flat
 from arimage.training.batches import Example
-from arimage.training.cells import Classes, cells_of, different_cells, flat, neutral_view
+from arimage.training.cells import Classes, different_cells, neutral_view
 from arimage.training.config import TrainConfig
 from arimage.training.objective import Losses, Objective, generator, picture
 from tokenizer.semantic_tokenizer import half_size_pixels

@@ -1,8 +1,7 @@
 """What stands in the cells of scenes, on neutral ground: the targets of a tokenizer that names things.
 
-A cell is what one visual token covers, seen at half size as the vision encoder sees it. Things are drawn on grey and
-letters without what they stand on, so that a thing has one look on every background; like looks form classes, and each
-class is a code.
+Things are drawn on grey and letters without what they stand on, so that a thing has one look on every background; like
+looks form classes, and each class is a code.
 """
 
 from collections.abc import Sequence
@@ -13,43 +12,15 @@ from torch import Tensor
 
 from arimage.data.assets import Assets
 from arimage.data.records import Record
+from arimage.data.scenes.cells import cells_of, flat, letter_cells
 from arimage.data.scenes.draw import background, draw
-from arimage.data.scenes.spec import Background, SceneSpec, Shade, scene_spec
+from arimage.data.scenes.spec import Background, Shade, scene_spec
 from arimage.errors import DataError
 from tokenizer.semantic_tokenizer import half_size_pixels
 
 NEUTRAL = Background("plain", Shade("neutral", (128, 128, 128)))
-FLAT, TRACE = 0.02, 0.12
+TRACE = 0.12
 RESEEDED = 0.02
-
-
-def cells_of(views: Tensor, patch: int) -> Tensor:
-    """(B, 3, h*patch, w*patch) to (B, h, w, 3 * patch * patch)."""
-    parts = views.unfold(2, patch, patch).unfold(3, patch, patch)
-    return parts.permute(0, 2, 3, 1, 4, 5).flatten(3)
-
-
-def flat(cells: Tensor) -> Tensor:
-    """Which cells have one colour all over: (..., 3 * patch * patch) to (...) bool."""
-    channels = cells.unflatten(-1, (3, -1))
-    return (channels.amax(dim=-1) - channels.amin(dim=-1)).amax(dim=-1) < FLAT
-
-
-def letter_cells(spec: SceneSpec, rows: int, columns: int) -> Tensor:
-    """The place in the text of the character in each cell of a grid, (rows, columns); -1 where there is none.
-
-    Only texts that stand in cells are found (``pitch`` of their lettering).
-    """
-    places = torch.full((rows, columns), -1)
-    text = spec.lettering
-    if text is None or not text.pitch:
-        return places
-    side = text.pitch * min(rows, columns)
-    top, left = text.y * rows - side / 2, text.x * columns - side * len(text.text) / 2
-    for place in range(len(text.text)):
-        across = slice(round(left + place * side), round(left + (place + 1) * side))
-        places[round(top) : round(top + side), across] = place
-    return places
 
 
 def neutral_view(record: Record, view: Tensor, assets: Assets, patch: int) -> tuple[Tensor, Tensor]:

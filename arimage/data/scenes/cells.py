@@ -1,0 +1,37 @@
+"""The cells of a scene: what one visual token covers, seen at half size as the vision encoder sees it."""
+
+import torch
+from torch import Tensor
+
+from arimage.data.scenes.spec import SceneSpec
+
+FLAT = 0.02
+
+
+def cells_of(views: Tensor, patch: int) -> Tensor:
+    """(B, 3, h*patch, w*patch) to (B, h, w, 3 * patch * patch)."""
+    parts = views.unfold(2, patch, patch).unfold(3, patch, patch)
+    return parts.permute(0, 2, 3, 1, 4, 5).flatten(3)
+
+
+def flat(cells: Tensor) -> Tensor:
+    """Which cells have one colour all over: (..., 3 * patch * patch) in [-1, 1] to (...) bool."""
+    channels = cells.unflatten(-1, (3, -1))
+    return (channels.amax(dim=-1) - channels.amin(dim=-1)).amax(dim=-1) < FLAT
+
+
+def letter_cells(spec: SceneSpec, rows: int, columns: int) -> Tensor:
+    """The place in the text of the character in each cell of a grid, (rows, columns) int64; -1 where there is none.
+
+    Only texts that stand in cells are found (``pitch`` of their lettering).
+    """
+    places = torch.full((rows, columns), -1)
+    text = spec.lettering
+    if text is None or not text.pitch:
+        return places
+    side = text.pitch * min(rows, columns)
+    top, left = text.y * rows - side / 2, text.x * columns - side * len(text.text) / 2
+    for place in range(len(text.text)):
+        across = slice(round(left + place * side), round(left + (place + 1) * side))
+        places[round(top) : round(top + side), across] = place
+    return places
