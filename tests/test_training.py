@@ -204,44 +204,6 @@ def test_a_frozen_encoder_stays_as_it_is(start: Path, assets: Path, tmp_path: Pa
     assert metrics(tmp_path / "run")[-1]["features"] > 0
 
 
-def test_local_codes_depend_on_their_own_cell_alone(start: Path, assets: Path, tmp_path: Path) -> None:
-    folder = train(stage("tokenizer", start, assets, tmp_path / "run", tokenizer={"local": True, "decoder_size": 32}))
-    tokenizer = Checkpoint.open(folder).semantic_tokenizer(device=CPU, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    tiles = [torch.rand(3, 16, 16, generator=generator) * 2 - 1 for _ in range(4)]
-
-    def features(*order: int) -> torch.Tensor:
-        rows = [torch.cat([tiles[i] for i in order[row : row + 2]], dim=2) for row in (0, 2)]
-        return tokenizer.model.visual([torch.cat(rows, dim=1)])[0].flatten(1).T
-
-    with torch.no_grad():
-        first, second = features(0, 1, 2, 3), features(3, 3, 1, 0)
-    assert torch.allclose(first[0], second[3], atol=1e-5)
-    assert torch.allclose(first[1], second[2], atol=1e-5)
-    assert not torch.allclose(first[0], first[1], atol=1e-2)
-
-
-def test_a_thing_can_learn_the_same_codes_on_two_backgrounds(start: Path, assets: Path, tmp_path: Path) -> None:
-    scenes = {"tasks": {"background": 1}, "sizes": [[128, 128]], "patterns": 0.0, "jitter": 0}
-    source = {"scenes": scenes, "assets": str(assets)}
-    settings = {"local": True, "twins": 1.0, "contrast": 0.0, "decoder_size": 32, "text_layers": 1}
-    config = stage(
-        "tokenizer", start, assets, tmp_path, steps=60, batch_size=8, tokenizer=settings, learning_rate=2e-3,
-        data=[source], evaluation=[], sample_every=999,
-    )  # fmt: skip
-    train(config)
-    rows = metrics(tmp_path)
-    assert sum(row["twins"] for row in rows[-10:]) < 0.8 * sum(row["twins"] for row in rows[:10])
-    assert all(0 <= row["twins_alike"] <= 1 for row in rows)
-
-
-def test_cells_without_a_thing_are_flat(start: Path, assets: Path, tmp_path: Path) -> None:
-    objective: Any = build_objective(Checkpoint.open(start), stage("tokenizer", start, assets, tmp_path), CPU)
-    view = torch.full((1, 3, 32, 32), 0.3)
-    view[0, 1, 20, 4] = 1.0
-    assert objective._flat(view)[0].tolist() == [[True, True], [False, True]]
-
-
 def test_only_vision_rows_learn_when_that_is_asked(start: Path, assets: Path, tmp_path: Path) -> None:
     config = stage(
         "autoregressive", start, assets, tmp_path / "run", vision_rows_only=True, weight_decay=0.0,

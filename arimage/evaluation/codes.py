@@ -20,6 +20,7 @@ from arimage.data.scenes.draw import draw
 from arimage.data.scenes.settings import SceneSettings
 from arimage.data.scenes.spec import SceneSpec, scene_spec
 from arimage.evaluation.judge import Share
+from tokenizer.image_size import PIXELS_PER_TOKEN
 from tokenizer.semantic_tokenizer import SemanticTokenizer, half_size_pixels
 
 CHANGES = ("another background", "another place", "other things beside it")
@@ -50,7 +51,7 @@ def stability(
         moved = composer.aligned(replace(alone, subjects=(replace(scene.subjects[0], x=x, y=y),)))
         for spec in (alone, other, moved, scene):
             pictures.append(draw(spec, assets).image)
-            places.append(_area(spec, settings.cells or 8))
+            places.append(_area(spec))
     codes, shows = _encoded(tokenizer, pictures)
     found: dict[str, list[Share]] = {name: [] for name in CHANGES}
     for first in range(0, len(pictures), 1 + len(CHANGES)):
@@ -99,11 +100,12 @@ def _spelt(
     return found
 
 
-def _area(spec: SceneSpec, cells: int) -> tuple[int, int, int]:
-    """Row, column and side in cells of a scene's first subject."""
+def _area(spec: SceneSpec) -> tuple[int, int, int]:
+    """Row, column and side of a scene's first subject, in visual tokens."""
     subject = spec.subjects[0]
-    side = round(subject.size * cells)
-    return round(subject.y * cells - side / 2), round(subject.x * cells - side / 2), side
+    side = subject.size * spec.short
+    top, left = subject.y * spec.height - side / 2, subject.x * spec.width - side / 2
+    return round(top / PIXELS_PER_TOKEN), round(left / PIXELS_PER_TOKEN), round(side / PIXELS_PER_TOKEN)
 
 
 def _cut(grid: Tensor, area: tuple[int, int, int]) -> Tensor:

@@ -18,6 +18,7 @@ from arimage.checkpoint import Checkpoint, Component, build_autoencoder
 from arimage.configuration import ModelConfig
 from arimage.data.records import Record
 from arimage.data.scenes.spec import Box
+from arimage.errors import UsageError
 from arimage.training.batches import Example
 from arimage.training.config import AutoencoderTraining, TrainConfig
 from arimage.training.objective import Losses, Objective, generator, noise_of, picture, pixels, under
@@ -58,7 +59,10 @@ class AutoencoderObjective(Objective):
                     part = part.permute(1, 2, 0, 3, 4).flatten(0, 1)
                     parts.append(part[torch.randperm(len(part), generator=generator(example.seed, 1))[:BOX_PATCHES]])
             step += 1
-        decibels = begin_with_principal_components(self.network, torch.cat(parts), self.config.seed)
+        try:
+            decibels = begin_with_principal_components(self.network, torch.cat(parts), self.config.seed)
+        except ValueError as error:
+            raise UsageError(f"autoencoder.principal: {error}") from None
         print(f"{self.network.config.latent_channels} principal components of 8x8 patches: {decibels:.2f} dB")
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:

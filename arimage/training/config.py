@@ -69,15 +69,9 @@ class TokenizerTraining(_Strict):
         wear: with ``neutral``, the share of views that are blurred and noisy, as rendered pictures are.
         frozen_encoder: train the quantiser alone, on the features of the encoder as it is.
         pixels, contrast, commitment, features: weights of the losses; ``features`` counts with a frozen encoder.
-        characters: weight of reading, from its code alone, the character that stands in a cell of a scene's text
-            (scenes whose texts stand in cells), so that texts are spelt by their visual tokens.
         decoder_layers, decoder_size: of the throw-away pixel decoder.
         text_layers: of the small text tower.
         decay, dead_below: of the codebook's moving averages; codes used less often are replaced.
-        local: codes tell what is in their own cell and nothing else: the encoder learns without attention and places,
-            so that a thing has the same codes wherever it stands and whatever stands beside it.
-        twins: weight of giving a thing the same codes on another background; pairs are the scenes of the edit task
-            ``background``, cells that show nothing but background do not count.
         most_per_code: so many tokens of a batch at most move one code, so that flat backgrounds, which are most of
             all tokens, do not take the codebook for themselves; None lets all.
         rotation_trick: pass gradients through the quantiser by rotation (Fifty et al. 2024, arXiv:2410.06424).
@@ -91,13 +85,10 @@ class TokenizerTraining(_Strict):
     ground: float = Field(0.1, ge=0, le=1)
     wear: float = Field(0.25, ge=0, le=1)
     frozen_encoder: bool = False
-    local: bool = False
-    twins: float = Field(0.0, ge=0)
     pixels: float = Field(1.0, ge=0)
     contrast: float = Field(0.1, ge=0)
     commitment: float = Field(0.25, ge=0)
     features: float = Field(1.0, ge=0)
-    characters: float = Field(0.0, ge=0)
     decoder_layers: int = Field(2, ge=1)
     decoder_size: int = Field(192, ge=8)
     text_layers: int = Field(2, ge=1)

@@ -28,7 +28,8 @@ def begin_with_principal_components(network: Any, patches: Tensor, seed: int = 0
         The PSNR in dB of the patches from as many components as there are latent channels.
 
     Raises:
-        ValueError: the network has no room for two channels a component beside the constants.
+        ValueError: the network has no room for two channels a component beside the constants, or its last level is not
+            wider than the one before.
     """
     encoder, latents = network.encoder, network.config.latent_channels
     generator = torch.Generator().manual_seed(seed)
@@ -37,6 +38,8 @@ def begin_with_principal_components(network: Any, patches: Tensor, seed: int = 0
     pairs = (channels // groups - 1) // 2
     if pairs * groups < latents:
         raise ValueError(f"{channels} channels in {groups} groups have no room for {latents} components")
+    if encoder.down_blocks[3].resnets[0].conv_shortcut is None:
+        raise ValueError("the last level of the autoencoder must be wider than the one before")
     encoder.conv_in.weight[:3] = 0
     encoder.conv_in.weight[range(3), range(3), 1, 1] = 1
     kept, count = patches, 3

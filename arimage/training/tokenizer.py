@@ -23,9 +23,6 @@ from tokenizer.semantic_tokenizer import half_size_pixels
 
 MAX_CAPTION = 96
 TEMPERATURE = 0.07
-NO_CHARACTER = -100
-FLAT = 0.02
-BETWEEN_CELLS = ("visual.embeddings.*", "visual.blocks.*.attn.*")
 
 
 class TokenizerObjective(Objective):
@@ -54,9 +51,6 @@ class TokenizerObjective(Objective):
         self.patch = checkpoint.config.vision_encoder.patch_size
         hidden = checkpoint.config.vision_encoder.hidden_size
         self.text = checkpoint.text_tokenizer()
-        if settings.local:
-            self._part_cells()
-            self.fixed = BETWEEN_CELLS
         if settings.frozen_encoder:
             self.fixed = ("visual.*",)
             self.visual.requires_grad_(False)
@@ -64,17 +58,7 @@ class TokenizerObjective(Objective):
             self.painter = Painter(hidden, settings.decoder_size, settings.decoder_layers, self.patch)
             self.text_tower = TextTower(checkpoint.config.text_model.vocab_size, hidden, settings.text_layers)
             self.image_head = nn.Linear(hidden, hidden, bias=False)
-            if settings.characters:
-                self.reader = nn.Linear(hidden, checkpoint.config.text_model.vocab_size)
             self.temperature = nn.Parameter(torch.tensor(math.log(1 / TEMPERATURE)))
-
-    @torch.no_grad()
-    def _part_cells(self) -> None:
-        """Silence attention and positions: a cell's feature depends on its own patch alone."""
-        self.visual.embeddings.position_embedding.weight.zero_()
-        for name, parameter in self.visual.named_parameters():
-            if ".attn.proj." in name:
-                parameter.zero_()
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         views = torch.stack([half_size_pixels(example.pictured.image) for example in examples])
@@ -82,31 +66,7 @@ class TokenizerObjective(Objective):
         longest = max(1, *(len(ids) for ids in captions))
         ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in captions])
         lengths = torch.tensor([len(ids) for ids in captions])
-        batch = {"views": views, "captions": ids, "caption_lengths": lengths}
-        if self.settings.twins:
-            paired = [example.pictured.task == "background" for example in examples]
-            sources = [example.pictured.sources[-1] for example, pair in zip(examples, paired) if pair]
-            batch["paired"] = torch.tensor(paired)
-            batch["twins"] = torch.stack([half_size_pixels(source) for source in sources]) if sources else views[:0]
-        if self.settings.characters:
-            grid = views.shape[-2] // self.patch, views.shape[-1] // self.patch
-            batch["characters"] = torch.stack([self._characters(example, grid) for example in examples])
-        return batch
-
-    def _characters(self, example: Example, grid: tuple[int, int]) -> Tensor:
-        """The text token of the character in each cell of a scene, (h, w); most cells hold none."""
-        labels = torch.full(grid, NO_CHARACTER)
-        spec: Any = example.pictured.truth.get("spec")
-        text = spec and spec["lettering"]
-        if not text or not text["pitch"]:
-            return labels
-        rows, columns = grid
-        side = text["pitch"] * min(rows, columns)
-        top, left = text["y"] * rows - side / 2, text["x"] * columns - side * len(text["text"]) / 2
-        for place, character in enumerate(text["text"]):
-            across = slice(round(left + place * side), round(left + (place + 1) * side))
-            labels[round(top) : round(top + side), across] = self.text.encode(character)[0]
-        return labels
+        return {"views": views, "captions": ids, "caption_lengths": lengths}
 
     def features(self, views: Tensor) -> Tensor:
         """The encoder's features, (B, hidden, h, w)."""
@@ -143,9 +103,6 @@ class TokenizerObjective(Objective):
         decoded = self.decoded(quantized, features)
         parts = {"commitment": commitment.sum()}
         loss = self.settings.commitment * parts["commitment"]
-        if self.settings.twins and len(batch["twins"]):
-            parts["twins"], parts["twins_alike"] = self._twins(batch, vectors, codes)
-            loss = loss + self.settings.twins * parts["twins"]
         if self.settings.frozen_encoder:
             parts["features"] = F.mse_loss(decoded.float(), features.float())
             loss = loss + self.settings.features * parts["features"]
@@ -153,13 +110,6 @@ class TokenizerObjective(Objective):
             painted = self.painter(decoded).float()
             parts["pixels"] = F.l1_loss(painted, views) + 0.5 * _edges(painted, views)
             loss = loss + self.settings.pixels * parts["pixels"]
-            if self.settings.characters and (batch["characters"] != NO_CHARACTER).any():
-                wanted = batch["characters"].flatten()
-                asked = wanted != NO_CHARACTER
-                scores = self.reader(decoded.flatten(2).transpose(1, 2).flatten(0, 1)[asked]).float()
-                parts["characters"] = F.cross_entropy(scores, wanted[asked])
-                parts["characters_read"] = (scores.argmax(dim=1) == wanted[asked]).float().mean()
-                loss = loss + self.settings.characters * parts["characters"]
             if self.settings.contrast:
                 contrast, hits = self._contrast(decoded, batch)
                 parts |= {"contrast": contrast, "retrieval": hits}
@@ -167,25 +117,6 @@ class TokenizerObjective(Objective):
         share = codes.unique().numel() / self.quantizer.codebook_size
         parts["codes_in_batch"] = torch.tensor(share, device=views.device)
         return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
-
-    def _twins(self, batch: Mapping[str, Any], vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """InfoNCE both ways between the cells of a pair, over cells that show a thing; and the share of like codes."""
-        first, twins = batch["views"][batch["paired"]], batch["twins"]
-        shows = ~(self._flat(first) | self._flat(twins)).flatten(1)
-        if not shows.any():
-            return vectors.sum() * 0, torch.ones((), device=vectors.device)
-        own, own_codes = vectors[batch["paired"]][shows], codes[batch["paired"]][shows]
-        others = self.vectors(self.features(twins))
-        _, other_codes, _ = self.quantizer(others, freeze_codebook=True)
-        scores = own @ others[shows].T / TEMPERATURE
-        true = torch.arange(len(scores), device=scores.device)
-        loss = 0.5 * (F.cross_entropy(scores, true) + F.cross_entropy(scores.T, true))
-        return loss, (own_codes == other_codes[shows]).float().mean()
-
-    def _flat(self, views: Tensor) -> Tensor:
-        """Which cells have one colour all over, (B, h, w)."""
-        cells = views.unfold(2, self.patch, self.patch).unfold(3, self.patch, self.patch).flatten(4)
-        return (cells.amax(dim=-1) - cells.amin(dim=-1)).amax(dim=1) < FLAT
 
     def _contrast(self, decoded: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """InfoNCE both ways over the samples that have a caption, and the share found among the batch."""

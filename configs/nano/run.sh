@@ -32,9 +32,8 @@ train() {
 }
 
 train autoencoder start steps=30 batch_size=4 autoencoder.crop=64 autoencoder.statistics_samples=8
-train tokenizer start steps=20 batch_size=4
-train tokenizer-twins tokenizer/checkpoint steps=10 batch_size=4
-[ -e "$WORK/pixels/model_index.json" ] || $ARIMAGE assemble "$WORK/tokenizer-twins/checkpoint" \
+train tokenizer start steps=20 batch_size=4 tokenizer.class_samples=60
+[ -e "$WORK/pixels/model_index.json" ] || $ARIMAGE assemble "$WORK/tokenizer/checkpoint" \
   autoencoder="$WORK/autoencoder/checkpoint" --dtype float32 -o "$WORK/pixels"
 train autoregressive-256 pixels steps=10 batch_size=2
 train autoregressive-512 autoregressive-256/checkpoint steps=3 batch_size=1
