@@ -191,6 +191,25 @@ def test_the_decoder_learns_a_handful_by_heart(start: Path, assets: Path, handfu
             assert sum(abs(a - b) for a, b in zip(true, made)) / 3 < 70, (true, made)
 
 
+def test_crops_lie_around_what_is_shown_and_larger_ones_are_fewer(start: Path, assets: Path, tmp_path: Path) -> None:
+    scenes = {"tasks": {"subject": 1}, "sizes": [[128, 128]], "patterns": 0.0}
+    settings = {"crop": 32, "larger": {64: 0.3, 128: 0.2}, "shown": 1.0, "aligned": 1.0}
+    config = stage(
+        "autoencoder", start, assets, tmp_path, batch_size=16, autoencoder=settings,
+        data=[{"scenes": scenes, "assets": str(assets)}],
+    )  # fmt: skip
+    objective: Any = build_objective(Checkpoint.open(start), config, CPU)
+    batches = StepBatches(config.data, 16, objective.collate, config.captions)
+    shapes = set()
+    for step in range(40):
+        values = batches[step].tensors["pixels"]
+        shapes.add(tuple(values.shape))
+        assert values.flatten(2).std(dim=2).amax(dim=1).min() > 0  # no crop is plain ground
+    assert shapes == {(16, 3, 32, 32), (4, 3, 64, 64), (1, 3, 128, 128)}
+    with pytest.raises(UsageError, match="larger"):
+        stage("autoencoder", start, assets, tmp_path, autoencoder={"larger": {64: 0.7, 128: 0.5}})
+
+
 def test_a_frozen_encoder_stays_as_it_is(start: Path, assets: Path, tmp_path: Path) -> None:
     config = stage("tokenizer", start, assets, tmp_path / "run", tokenizer={"frozen_encoder": True})
     folder = train(config)

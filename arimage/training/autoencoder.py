@@ -66,8 +66,16 @@ class AutoencoderObjective(Objective):
         print(f"{self.network.config.latent_channels} principal components of 8x8 patches: {decibels:.2f} dB")
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
-        images = [pixels(_cropped(example, self.settings)) for example in examples]
+        settings, side = self.settings, self._side(examples[0].seed)
+        count = len(examples) if side == settings.crop else max(1, len(examples) * settings.crop**2 // side**2)
+        examples = examples[:count]
+        images = [pixels(_cropped(example, settings, side)) for example in examples]
         return {"pixels": torch.stack(images), "seeds": [example.seed for example in examples]}
+
+    def _side(self, seed: int) -> int:
+        """Of the crops of a batch."""
+        sides, shares = [self.settings.crop, *self.settings.larger], list(self.settings.larger.values())
+        return Random(seed).choices(sides, [1 - sum(shares), *shares])[0]
 
     def forward(self, batch: Mapping[str, Any]) -> Losses:
         true = batch["pixels"]
@@ -194,9 +202,9 @@ def shown_boxes(record: Record) -> list[Box]:
     return [*truth.get("subjects", ()), *([text] if text else [])] or [(0, 0, *record.image.size)]
 
 
-def _cropped(example: Example, settings: AutoencoderTraining) -> Image.Image:
-    """A square of the picture around a random point of what it shows, or anywhere."""
-    image, crop = example.pictured.image, settings.crop
+def _cropped(example: Example, settings: AutoencoderTraining, crop: int) -> Image.Image:
+    """A square of the picture around a random point of what it shows, or anywhere; 0 is the whole picture."""
+    image = example.pictured.image
     width, height = image.size
     if not crop or (width <= crop and height <= crop):
         return image

@@ -1,6 +1,6 @@
 """What a stage is: one YAML file, validated once."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -103,6 +103,8 @@ class AutoencoderTraining(_Strict):
 
     Attributes:
         crop: side of the training crops in pixels, a multiple of 32; 0 takes whole pictures.
+        larger: other sides, and the share of the batches that have them; such a batch has fewer samples, so that it has
+            as many pixels. Group norm sees other statistics in whole pictures than in crops of things.
         shown: share of the crops that lie around a thing or a letter of a scene, the others lie anywhere.
         aligned: share of the crops that begin at multiples of 8 pixels, as latents do.
         principal: begin with an encoder that gives the principal components of 8x8 patches
@@ -116,6 +118,7 @@ class AutoencoderTraining(_Strict):
     """
 
     crop: int = Field(128, ge=0, multiple_of=32)
+    larger: dict[Annotated[int, Field(ge=32, multiple_of=32)], float] = Field(default_factory=dict)
     shown: float = Field(0.0, ge=0, le=1)
     aligned: float = Field(0.0, ge=0, le=1)
     principal: bool = False
@@ -336,6 +339,8 @@ class TrainConfig(_Strict):
             raise ValueError("vision_rows_only is for the autoregressive model")
         if self.vision_rows_only and self.weight_decay:
             raise ValueError("vision_rows_only needs weight_decay 0, or text rows would decay")
+        if sum(self.autoencoder.larger.values()) > 1 or min(self.autoencoder.larger.values(), default=0) < 0:
+            raise ValueError("autoencoder.larger: the shares are not negative, and 1 at most together")
         if self.autoencoder.perceptual and not self.autoencoder.perceptual_model:
             raise ValueError("autoencoder.perceptual needs autoencoder.perceptual_model")
         return self
