@@ -1,5 +1,6 @@
 """Visual tokens to latents: conditioning, guidance and sampling around the diffusion transformer."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
@@ -85,14 +86,14 @@ class DecoderSettings:
         low, high = self.guidance_interval
         if self.steps < 1 or self.steps != int(self.steps):
             raise ValueError(f"steps must be a whole number of at least 1, got {self.steps}")
-        if not self.guidance >= 1:
-            raise ValueError(f"guidance must be at least 1, got {self.guidance}")
+        if not 1 <= self.guidance < math.inf:
+            raise ValueError(f"guidance must be at least 1 and finite, got {self.guidance}")
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance_interval must be (low, high) with 0 <= low <= high <= 1, got {(low, high)}")
         if self.solver not in get_args(Solver):
             raise ValueError(f"solver must be one of {', '.join(get_args(Solver))}, got {self.solver!r}")
-        if not self.schedule_power > 0:
-            raise ValueError(f"schedule_power must be above 0, got {self.schedule_power}")
+        if not 0 < self.schedule_power < math.inf:
+            raise ValueError(f"schedule_power must be above 0 and finite, got {self.schedule_power}")
         if self.dynamic_thresholding is not None and not 0 < self.dynamic_thresholding <= 1:
             raise ValueError(f"dynamic_thresholding must lie in (0, 1], got {self.dynamic_thresholding}")
         if not 0 < self.strength <= 1:

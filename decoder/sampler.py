@@ -80,6 +80,8 @@ def flow_schedule(
     """The schedule of a picture of ``sequence_length`` DiT tokens.
 
     The Euler steps run over the shifted noise levels; the network is told the unshifted integer timestep minus one.
+    No timestep comes twice and none lies below 0: where a power leaves less than one timestep to a step, steps take
+    the nearest timesteps that are free.
 
     Args:
         strength: in (0, 1]; below 1 only the last part of the schedule is run, from a partly noised picture.
@@ -98,9 +100,19 @@ def flow_schedule(
     timesteps = np.linspace(config.num_train_timesteps, 1.0, steps + 1)[:-1][-max(1, round(steps * strength)) :]
     if power != 1:
         timesteps = timesteps[0] * (timesteps / timesteps[0]) ** power
-    levels = torch.from_numpy(timesteps.astype(np.int64).astype(np.float32))
+    levels = torch.from_numpy(_distinct(timesteps.astype(np.int64)).astype(np.float32))
     sigmas = shift_sigma(levels / config.num_train_timesteps, config.shift(sequence_length))
     return Schedule(torch.cat([sigmas, torch.zeros(1)]), levels - 1)
+
+
+def _distinct(levels: np.ndarray) -> np.ndarray:
+    """Falling whole levels, moved as little as needed for each to lie below the one before and none below 1.
+
+    There must be room: no more levels than the first one counts. Levels that differ already are left alone.
+    """
+    position = np.arange(len(levels))
+    falling = np.minimum.accumulate(levels + position) - position
+    return np.maximum(falling, len(levels) - position)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.glm_image.pipeline_glm_image import calculate_shift, retrieve_timesteps
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from decoder.autoencoder import Autoencoder
@@ -69,7 +69,38 @@ def test_a_power_below_one_moves_steps_to_high_noise_and_keeps_the_start(strengt
     assert (early.sigmas[1:-1] > even.sigmas[1:-1]).all()
     assert (early.sigmas.diff() < 0).all()
     assert torch.equal(early.timesteps[0], even.timesteps[0])
-    assert flow_schedule(50, 256, CONFIG, power=0.1).sigmas.diff().max() <= 0
+
+
+@given(
+    st.integers(2, 1000).flatmap(lambda most: st.tuples(st.just(most), st.integers(1, most))),
+    st.floats(0.001, 1),
+    st.one_of(st.floats(0.05, 5), st.sampled_from([1e-9, 0.7, 1.0, 2.0, 1e9, float("inf")])),
+)
+@example((1000, 1000), 1.0, 0.7)
+@example((1000, 50), 1.0, 2.0)
+@settings(max_examples=200, deadline=None)
+def test_no_level_comes_twice_and_none_lies_below_the_first_timestep(counts, strength, power):
+    """Whatever steps, strength and power are; two equal levels would divide a step by zero."""
+    most, steps = counts
+    schedule = flow_schedule(steps, 256, ScheduleConfig(num_train_timesteps=most), strength, power)
+    plain = flow_schedule(steps, 256, ScheduleConfig(num_train_timesteps=most), strength)
+    assert schedule.steps == max(1, round(steps * strength))
+    assert (schedule.timesteps.diff() <= -1).all()
+    assert schedule.timesteps.min() >= 0
+    assert schedule.timesteps[0] == plain.timesteps[0]
+    assert (schedule.sigmas.diff() < 0).all()
+
+
+def test_levels_that_differ_already_are_left_alone():
+    early = flow_schedule(8, 256, CONFIG, power=0.7)
+    assert (early.timesteps + 1).tolist() == [int(1000 * (t / 1000) ** 0.7) for t in np.linspace(1000, 1, 9)[:-1]]
+
+
+@pytest.mark.parametrize("power", [0.7, 2.0])
+def test_the_multistep_solver_stays_finite_at_every_step_that_the_model_knows(power):
+    schedule = flow_schedule(CONFIG.num_train_timesteps, 256, CONFIG, power=power)
+    end = sample_flow(lambda x, step: x, torch.ones(1, 1, 2, 2), schedule, solver="multistep", dynamic_thresholding=0.9)
+    assert end.isfinite().all()
 
 
 def test_larger_pictures_are_noised_further():
@@ -235,7 +266,7 @@ def test_dynamic_thresholding_bounds_estimates_and_leaves_ordinary_ones_alone():
     [
         ({"steps": 0}, "steps"), ({"guidance": 0.5}, "guidance"),
         ({"guidance_interval": (0.8, 0.2)}, "guidance_interval"), ({"solver": "heun"}, "solver"),
-        ({"schedule_power": 0.0}, "schedule_power"),
+        ({"schedule_power": 0.0}, "schedule_power"), ({"schedule_power": float("inf")}, "schedule_power"),
         ({"dynamic_thresholding": 0.0}, "dynamic_thresholding"), ({"strength": 0.0}, "strength"),
     ],
 )  # fmt: skip
