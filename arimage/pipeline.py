@@ -26,7 +26,7 @@ from arimage.lora import read_adapters
 from arimage.networks import Networks, Placement, choose_device, choose_dtype
 from arimage.output import save_picture
 from arimage.quantization import WeightKind
-from arimage.recipe import Recipe, Source
+from arimage.recipe import Recipe, Source, is_text
 from arimage.sizes import Size, parse_size
 from decoder.sampler import Solver
 from tokenizer.image_size import reference_size
@@ -313,11 +313,13 @@ class ImagePipeline:
         return finished
 
     def _check(self, requests: Sequence[ImageRequest], settings: Settings) -> None:
-        """What depends on the model: steps and the length of prompts."""
+        """What depends on the model: steps and the length of prompts. Texts must be such as a recipe can hold."""
         most = self.engine.config.scheduler.num_train_timesteps
         if settings.steps > most:
             raise UsageError(f"steps must lie in 1..{most}, got {settings.steps}")
+        _refuse_broken("negative_text", settings.negative_text)
         for prompt in {request.prompt for request in requests}:
+            _refuse_broken("the prompt", prompt)
             tokens = len(self.engine.vocabulary.encode(prompt))
             if tokens > MAX_PROMPT_TOKENS:
                 raise UsageError(f"the prompt has {tokens} tokens, at most {MAX_PROMPT_TOKENS} are read: shorten it")
@@ -387,8 +389,10 @@ def _settings(options: Options, strength: float, sampling: Mapping[str, float]) 
     if tier not in TIERS:
         raise UsageError(f"tier must be one of {', '.join(TIERS)}, got {tier!r}")
     diffusion = TIERS[tier] | {name: value for name, value in options.items() if name in TIERS[tier]}
-    _refuse_idle(options, diffusion["guidance"])
     chosen = {**sampling, **{name: value for name, value in options.items() if name in SAMPLING}}
+    for name, reason in idle_options(chosen.get("temperature"), diffusion["guidance"]).items():
+        if options.get(name):
+            raise UsageError(f"{reason}: {name} would have no effect; leave one of them out")
     chosen["guidance"] = chosen.pop("token_guidance", TokenSampling().guidance)
     preview_grid = chosen.pop("preview_grid", True)
     try:
@@ -405,16 +409,16 @@ def _settings(options: Options, strength: float, sampling: Mapping[str, float]) 
         raise UsageError(str(error)) from None
 
 
-def _refuse_idle(options: Options, guidance: float) -> None:
-    """Options that others leave without effect are refused, not ignored."""
-    idle = {
-        "temperature=0 takes the most likely token": (options.get("temperature") == 0, ("top_p", "top_k", "min_p")),
-        "guidance=1 is no guidance": (guidance == 1, ("guidance_interval", "negative_text")),
-    }
-    for reason, (applies, names) in idle.items():
-        for name in names:
-            if applies and options.get(name):
-                raise UsageError(f"{reason}: {name} would have no effect; leave one of them out")
+def idle_options(temperature: object, guidance: object) -> dict[str, str]:
+    """Options that are without effect beside these values, each with the reason."""
+    greedy = dict.fromkeys(("top_p", "top_k", "min_p"), "temperature=0 takes the most likely token")
+    unguided = dict.fromkeys(("guidance_interval", "negative_text"), "guidance=1 is no guidance")
+    return (greedy if temperature == 0 else {}) | (unguided if guidance == 1 else {})
+
+
+def _refuse_broken(name: str, text: str) -> None:
+    if not is_text(text):
+        raise UsageError(f"{name} {text!a} is not valid text: write it in UTF-8")
 
 
 def _refuse_preview(options: Options) -> None:

@@ -1,26 +1,63 @@
 """The recipe of a picture: everything that is needed to make it again, carried in the file itself."""
 
-from typing import Any, Literal
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote_to_bytes
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from arimage.errors import ArimageError
 
 RECIPE_VERSION = 1
+FILE_URI = "file://"
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: not so with bytes of another encoding from a command line or file name."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _text(value: Any) -> Any:
+    """A string that can be written and read; what is no text in it becomes U+FFFD."""
+    if isinstance(value, str) and not is_text(value):
+        return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return value
+
+
+def _place(value: Any) -> Any:
+    return Path(value).as_uri() if isinstance(value, str) and not is_text(value) and os.path.isabs(value) else value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
 
 
 class Source(BaseModel):
     """A picture that went into another one.
 
     Attributes:
-        path: where it was read from, None when it was given as an object.
+        path: where it was read from, None when it was given as an object. A name that is no UTF-8 text is written as
+            a ``file://`` URI, which keeps its bytes.
         sha256: of its pixels after decoding (mode, size and values).
     """
 
     model_config = ConfigDict(frozen=True)
 
-    path: str | None = None
+    path: Annotated[Text | None, BeforeValidator(_place)] = None
     sha256: str
+
+    @property
+    def file(self) -> Path | None:
+        """The file at ``path``."""
+        if self.path is None or not self.path.startswith(FILE_URI):
+            return None if self.path is None else Path(self.path)
+        name = os.fsdecode(unquote_to_bytes(self.path.removeprefix(FILE_URI)))
+        return Path(name.removeprefix("/") if os.name == "nt" else name)
 
 
 class Recipe(BaseModel):
@@ -45,15 +82,15 @@ class Recipe(BaseModel):
 
     version: int = RECIPE_VERSION
     arimage: str
-    model: str
+    model: Text
     weights_sha256: str
     random_weights: bool
     task: Literal["generate", "edit"]
-    prompt: str
+    prompt: Text
     seed: int
     size: tuple[int, int]
     output_size: tuple[int, int]
-    settings: dict[str, Any]
+    settings: dict[str, Annotated[Any, BeforeValidator(_text)]]
     references: tuple[Source, ...] = ()
     mask: Source | None = None
     mask_polarity: Literal["white", "black"] = "white"
@@ -65,8 +102,6 @@ class Recipe(BaseModel):
 
     def to_json(self) -> str:
         """ASCII JSON, so that every metadata field can hold it."""
-        import json
-
         return json.dumps(self.model_dump(mode="json"), ensure_ascii=True, separators=(",", ":"))
 
     @classmethod
@@ -77,11 +112,13 @@ class Recipe(BaseModel):
             ArimageError: it is damaged, or was written by a later version.
         """
         try:
-            recipe = cls.model_validate_json(text)
+            recipe = cls.model_validate(json.loads(text))
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
+            place = ".".join(str(part) for part in first["loc"]) or "it"
             raise ArimageError(f"the recipe in {source} is damaged: {place}: {first['msg']}") from None
+        except (ValueError, RecursionError) as error:
+            raise ArimageError(f"the recipe in {source} is damaged: {error}") from None
         if recipe.version > RECIPE_VERSION:
             raise ArimageError(
                 f"the recipe in {source} has version {recipe.version}, this arimage reads up to {RECIPE_VERSION}"

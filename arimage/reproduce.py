@@ -8,20 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from arimage.autoregressive.sampling import TokenSampling
 from arimage.errors import ArimageError
 from arimage.images import Picture, PictureInput, open_picture
-from arimage.pipeline import GeneratedImage, ImagePipeline
+from arimage.pipeline import GeneratedImage, ImagePipeline, idle_options
 from arimage.recipe import Recipe, Source
 
-_TOKENS = TokenSampling()
 ONCE_UNRECORDED = {"preview_grid": True, "solver": "euler", "schedule_power": 1.0}
-DEFAULTS = {
-    "negative_text": "",
-    "top_p": _TOKENS.top_p,
-    "top_k": _TOKENS.top_k,
-    "min_p": _TOKENS.min_p,
-}
 
 
 @dataclass(frozen=True)
@@ -58,12 +50,9 @@ def reproduce(
     if recipe.references:
         del options["preview_grid"]
     strength = options.pop("strength")
-    for name, value in DEFAULTS.items():
-        if options[name] == value:
-            del options[name]
-    interval = options.pop("guidance_interval")
-    if options["guidance"] != 1:
-        options["guidance_interval"] = tuple(interval)
+    options["guidance_interval"] = tuple(options["guidance_interval"])
+    for name in idle_options(options["temperature"], options["guidance"]):
+        del options[name]
     if recipe.task == "generate":
         return pipeline.generate(recipe.prompt, size=recipe.size, seed=recipe.seed, references=opened, **options)[0]
     masks = _find([recipe.mask] if recipe.mask else [], [] if mask is None else [mask], "--mask")
@@ -117,10 +106,9 @@ def _find(wanted: Sequence[Source], given: Sequence[PictureInput], option: str) 
         raise ArimageError(f"the recipe names {len(wanted)} pictures for {option}, {len(given)} were given")
     found: list[PictureInput] = []
     for i, source in enumerate(wanted):
-        if not given and source.path is None:
+        place = given[i] if given else source.file
+        if place is None:
             raise ArimageError(f"the recipe does not say where input {i + 1} came from; give it with {option}")
-        place = given[i] if given else source.path
-        assert place is not None
         if open_picture(place).sha256() != source.sha256:
             name = source.path or f"input {i + 1}"
             raise ArimageError(f"{name} is not the picture that went into this one: its pixels differ")

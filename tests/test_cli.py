@@ -83,6 +83,27 @@ def test_reproduce_says_whether_every_pixel_is_the_same(cli, tmp_path):
     assert "1 pixels differ" in out
 
 
+def test_a_console_that_cannot_show_a_character_gets_another_one(cli, monkeypatch):
+    """``?`` in text, an escape in JSON; a file name's own bytes where it is no text. Never a failure after the work."""
+
+    def printed(encoding, *arguments):
+        raw = io.BytesIO()
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding))
+        code, _, err = cli(*arguments)
+        assert code == 0, err
+        sys.stdout.flush()
+        return raw.getvalue()
+
+    make = ("generate", "猫", "-o", "cat.png", "--no-preview-grid", "-q", *QUICK)
+    (entry,) = json.loads(printed("cp1252", *make, "--json"))
+    assert entry["recipe"]["prompt"] == "猫"
+    assert b"prompt: ?" in printed("cp1252", "inspect", "cat.png")
+    assert json.loads(printed("cp1252", "inspect", "cat.png", "--json"))["prompt"] == "猫"
+    name = b"caf\xe9.png"
+    photo(40, 40).save(os.fsdecode(name))
+    assert printed("utf-8", "edit", os.fsdecode(name), "x", "--steps", "1", "-q") == b"caf\xe9-edited.png" + b"\n"
+
+
 def test_other_peoples_pictures_are_said_to_have_no_recipe(cli):
     photo(20, 20).save("photo.png")
     code, out, _ = cli("inspect", "photo.png")

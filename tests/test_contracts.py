@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,11 @@ from PIL import Image
 
 import arimage
 from arimage.autoregressive.layout import preview_grid, target_grid
+from arimage.checkpoint import Checkpoint
 from arimage.errors import ArimageError, UsageError
 from arimage.output import read_recipe
 from arimage.pipeline import TIERS, load
+from arimage.recipe import Recipe
 from arimage.reproduce import compare, reproduce
 from tests.conftest import photo
 
@@ -167,6 +170,21 @@ def test_an_image_carries_its_recipe(pipeline, checkpoint_folder, tmp_path):
         assert not compare(path, other, recipe).identical, name
 
 
+def test_recipes_hold_beside_a_models_own_way_of_drawing_tokens(pipeline, monkeypatch):
+    """Greedy pictures, and values that are the format's defaults but not the model's, are made again as they were."""
+    monkeypatch.setattr(Checkpoint, "sampling", {"temperature": 0.7, "top_p": 0.9, "top_k": 5})
+    quick = {"steps": 1, "size": 64, "preview_grid": False}
+    plain = pipeline.generate("x", seed=1, **quick)[0]
+    for options in ({"temperature": 0}, {"top_p": 0.75, "top_k": 0}, {"temperature": 0.9, "guidance": 1}):
+        made = pipeline.generate("x", seed=1, **quick, **options)[0]
+        again = reproduce(made.recipe, pipeline)
+        assert np.array_equal(pixels(made), pixels(again)), options
+        assert not np.array_equal(pixels(made), pixels(plain)), options
+    monkeypatch.setattr(Checkpoint, "sampling", {"temperature": 0})
+    with pytest.raises(UsageError, match="top_p would have no effect"):
+        pipeline.generate("x", top_p=0.5, **FAST)
+
+
 def test_a_moved_or_changed_source_is_noticed(pipeline, tmp_path):
     source = tmp_path / "source.png"
     photo(64, 64).save(source)
@@ -273,6 +291,30 @@ def test_importing_is_instant():
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for heavy in ("torch", "numpy", "transformers", "diffusers", "PIL", "pydantic"):
         assert f"'{heavy}'" not in modules
+
+
+def test_a_recipe_can_be_read_whatever_bytes_a_file_name_holds(pipeline, tmp_path):
+    """A name that is no UTF-8: the recipe is valid text, names the file, and makes the picture again."""
+    source = os.fsencode(tmp_path / "caf") + b"\xe9.png"
+    photo(40, 40).save(os.fsdecode(source))
+    made = pipeline.edit(os.fsdecode(source), "blue", steps=1, seed=1)[0]
+    path = made.save(tmp_path / "out.png")
+    recipe = read_recipe(path)
+    json.dumps(recipe.model_dump(mode="json"), ensure_ascii=False).encode()
+    assert recipe == made.recipe
+    assert os.fsencode(recipe.references[0].file) == source
+    assert compare(path, reproduce(recipe, pipeline), recipe).identical
+    once_written = recipe.to_json().replace("caf%E9", "caf\\udce9").replace("file://", "")
+    assert Recipe.from_json(once_written) == recipe
+    assert "\ufffd" in recipe.model_validate(recipe.model_dump() | {"model": "caf\udce9"}).model
+    with pytest.raises(UsageError, match="not valid text"):
+        pipeline.generate("caf\udce9", **FAST)
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "[]", "{}", '{"version": 1}', "null"])
+def test_damaged_recipes_are_told(text):
+    with pytest.raises(ArimageError, match="damaged"):
+        Recipe.from_json(text)
 
 
 def test_recipes_survive_every_format(pipeline, tmp_path):

@@ -1,5 +1,7 @@
 """What a command says while it works: notes, progress, results."""
 
+import codecs
+import io
 import json
 import sys
 import time
@@ -120,5 +122,29 @@ def _bars() -> Iterator[ProgressDisplay]:
 
 
 def print_json(data: object) -> None:
-    """Results for scripts."""
-    print(json.dumps(data, ensure_ascii=False, indent=2))
+    """Results for scripts; characters that standard output cannot hold are escaped."""
+    text = json.dumps(data, ensure_ascii=False, indent=2)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(data, indent=2)
+    print(text)
+
+
+def print_what_can_be_shown() -> None:
+    """Have standard output take every text: bytes of file names as they are, ``?`` for what it cannot show.
+
+    Standard error escapes such characters by itself.
+    """
+    codecs.register_error("arimage.shown", _shown)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="arimage.shown")
+
+
+def _shown(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeEncodeError:
+        return codecs.lookup_error("replace")(error)

@@ -13,6 +13,7 @@ from arimage.cli import generate as generate_command
 from arimage.cli import model as model_commands
 from arimage.cli import provenance
 from arimage.cli import train as train_commands
+from arimage.cli.console import print_what_can_be_shown
 
 INTERRUPTED = 130
 WRONG_USAGE = 2
@@ -62,6 +63,7 @@ def run(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    print_what_can_be_shown()
     try:
         code = app(arguments, prog_name="arimage", standalone_mode=False)
     except BaseException as error:

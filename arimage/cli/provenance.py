@@ -16,17 +16,18 @@ def inspect(
 
     arimage inspect fox.png
     """
+    from arimage.cli.console import print_json
     from arimage.output import read_recipe
 
     recipe = read_recipe(picture)
     if recipe is None:
         if json:
-            print("null")
+            print_json(None)
         else:
             print(f"{picture} carries no arimage recipe: it was made by something else, or with --no-recipe")
         return
     if json:
-        print(recipe.model_dump_json(indent=2))
+        print_json(recipe.model_dump(mode="json"))
         return
     for name, value in recipe.model_dump(mode="json").items():
         if value not in (None, [], {}):

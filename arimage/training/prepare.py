@@ -136,7 +136,7 @@ def _write_shard(folder: Path, name: str, tensors: dict[str, Tensor], rows: list
     from safetensors.torch import save
 
     write_whole(folder / f"{name}.safetensors", save({key: value.contiguous() for key, value in tensors.items()}))
-    write_whole(folder / f"{name}.json", json.dumps(rows, ensure_ascii=False).encode())
+    write_whole(folder / f"{name}.json", json.dumps(rows).encode())
 
 
 class CacheSource:
