@@ -1,8 +1,8 @@
 """Requests to pictures: references, visual tokens, diffusion, pixels.
 
-:class:`Engine` runs any mixture of requests (texts, sizes, references, masks) stage by stage, so that each network
-is needed once and tokens of several pictures are generated in one batch. What a picture looks like depends on its
-own request and the settings alone.
+:class:`Engine` runs any mixture of requests (texts, sizes, references, masks) in groups: stage by stage, so that each
+network is needed once a group and tokens of its pictures are generated in one batch. What a picture looks like depends
+on its own request and the settings alone.
 """
 
 import hashlib
@@ -161,6 +161,23 @@ SourceKey = tuple[int, tuple[int, int]]
 Sources = dict[SourceKey, Reference]
 ProgressCallback = Callable[[Progress], None]
 PreviewCallback = Callable[[Preview], None]
+ImageCallback = Callable[[EngineImage], None]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the stages of one call share.
+
+    ``glyphs`` are those of every prompt and of the negative text; ``token_requests`` are by picture.
+    """
+
+    requests: Sequence[ImageRequest]
+    settings: Settings
+    sources: Sources
+    glyphs: tuple[list[Tensor], Tensor]
+    token_requests: dict[int, TokenRequest]
+    on_progress: ProgressCallback | None
+    on_preview: PreviewCallback | None
 
 
 class Engine:
@@ -199,24 +216,42 @@ class Engine:
         settings: Settings,
         on_progress: ProgressCallback | None = None,
         on_preview: PreviewCallback | None = None,
+        on_image: ImageCallback | None = None,
     ) -> list[EngineImage]:
-        """Make the requested pictures, in order.
+        """Make the requested pictures, in order, and hand each to ``on_image`` as soon as it is finished.
 
-        What a callback raises ends the call; nothing is left half done.
+        What a callback raises ends the call; nothing is left half done, and pictures that are through with diffusion
+        are still handed over.
         """
         sources = self._encode_sources(requests)
-        asked = [request for request in requests if request.tokens is None]
-        generated = iter(self._generate_tokens(asked, settings, sources, on_progress))
-        grids = [next(generated) if request.tokens is None else [request.tokens] for request in requests]
-        if on_preview is not None:
-            self._show_preview_grids(requests, grids, on_preview)
         glyphs = self._encode_glyphs([request.prompt for request in requests], settings.negative_text)
-        latents = self._diffuse(requests, settings, sources, grids, glyphs, on_progress, on_preview)
-        images = self._render(requests, latents)
-        return [
-            EngineImage(image, picture[-1], picture[0] if len(picture) > 1 else None)
-            for image, picture in zip(images, grids)
-        ]
+        token_requests = {
+            i: self._token_request(request, settings, sources)
+            for i, request in enumerate(requests)
+            if request.tokens is None
+        }
+        work = _Work(requests, settings, sources, glyphs, token_requests, on_progress, on_preview)
+        finished: list[EngineImage] = []
+
+        def finish(image: EngineImage) -> None:
+            finished.append(image)
+            if on_image is not None:
+                on_image(image)
+
+        for group in _batches(range(len(requests)), TOKEN_BATCH):
+            grids = self._generate_tokens(work, group)
+            self._show_preview_grids(work, grids)
+            # Each picture is rendered as soon as it is decoded, unless that means reading networks anew.
+            for turn in _batches(group, len(group) if self.networks.placement == "sequential" else 1):
+                latents: list[Tensor] = []
+                complete = False
+                try:
+                    self._diffuse(work, turn, grids, latents)
+                    complete = True
+                finally:
+                    if complete or on_image is not None:
+                        self._render(work, turn[: len(latents)], grids, latents, finish)
+        return finished
 
     def _encode_sources(self, requests: Sequence[ImageRequest]) -> Sources:
         """Codes and latents of every reference and canvas, each picture once a size.
@@ -255,58 +290,52 @@ class Engine:
         preview = preview_grid and not references
         return build_prompt(self.vocabulary, request.prompt, target_grid(*request.size), references, preview=preview)
 
-    def _generate_tokens(
-        self,
-        requests: Sequence[ImageRequest],
-        settings: Settings,
-        sources: Sources,
-        on_progress: ProgressCallback | None,
-    ) -> list[list[Tensor]]:
-        if not requests:
-            return []
-        token_requests = []
-        for request in requests:
-            references = [sources[self._source_key(picture)].tokens for picture in request.references]
-            fixed = None
-            if request.mask is not None and request.canvas is not None:
-                known = sources[id(request.canvas), request.size].tokens
-                protected = request.mask.protected_cells(*target_grid(*request.size))
-                fixed = torch.where(protected, known, FREE)
-            unconditional = None
-            if settings.tokens.guidance != 1:
-                without_text = replace(request, prompt="")
-                unconditional = self.prompt(without_text, references, preview_grid=settings.preview_grid)
-            prompt = self.prompt(request, references, preview_grid=settings.preview_grid)
-            token_requests.append(TokenRequest(prompt, stream(request.seed, "tokens"), fixed, unconditional))
-        total = sum(request.prompt.new_tokens for request in token_requests)
-        finished: list[list[Tensor]] = []
+    def _token_request(self, request: ImageRequest, settings: Settings, sources: Sources) -> TokenRequest:
+        references = [sources[self._source_key(picture)].tokens for picture in request.references]
+        fixed = None
+        if request.mask is not None and request.canvas is not None:
+            known = sources[id(request.canvas), request.size].tokens
+            protected = request.mask.protected_cells(*target_grid(*request.size))
+            fixed = torch.where(protected, known, FREE)
+        unconditional = None
+        if settings.tokens.guidance != 1:
+            without_text = replace(request, prompt="")
+            unconditional = self.prompt(without_text, references, preview_grid=settings.preview_grid)
+        prompt = self.prompt(request, references, preview_grid=settings.preview_grid)
+        return TokenRequest(prompt, stream(request.seed, "tokens"), fixed, unconditional)
+
+    def _generate_tokens(self, work: "_Work", group: Sequence[int]) -> dict[int, list[Tensor]]:
+        """The grids of each picture of a group: its tokens, and before them its preview where it has one."""
+        grids = {i: [tokens] for i in group if (tokens := work.requests[i].tokens) is not None}
+        asked = [i for i in group if i in work.token_requests]
+        if not asked:
+            return grids
+        counts = {i: request.prompt.new_tokens for i, request in work.token_requests.items()}
+        before, total = sum(count for i, count in counts.items() if i < asked[0]), sum(counts.values())
+
+        def report(progress: TokenProgress) -> None:
+            if work.on_progress is not None:
+                work.on_progress(Progress("tokens", before + progress.done, total))
+
+        batch = [work.token_requests[i] for i in asked]
         with self.networks.use("autoregressive") as model:
-            for batch in _batches(token_requests, TOKEN_BATCH):
-                before = sum(request.prompt.new_tokens for request in token_requests[: len(finished)])
+            generated = generate_grids(model, batch, work.settings.tokens, self.vocabulary.codebook_size, report)
+        return grids | dict(zip(asked, generated))
 
-                def report(progress: TokenProgress, before: int = before) -> None:
-                    if on_progress is not None:
-                        on_progress(Progress("tokens", before + progress.done, total))
-
-                finished += generate_grids(model, batch, settings.tokens, self.vocabulary.codebook_size, report)
-        return finished
-
-    def _show_preview_grids(
-        self, requests: Sequence[ImageRequest], grids: Sequence[Sequence[Tensor]], on_preview: PreviewCallback
-    ) -> None:
+    def _show_preview_grids(self, work: "_Work", grids: dict[int, list[Tensor]]) -> None:
         """Render preview grids in a few unguided steps."""
-        shown = [(i, picture[0]) for i, picture in enumerate(grids) if len(picture) > 1]
-        if not shown:
+        shown = {i: picture[0] for i, picture in grids.items() if len(picture) > 1}
+        if not shown or work.on_preview is None:
             return
-        glyphs, negative = self._encode_glyphs([requests[i].prompt for i, _ in shown], "")
+        glyphs, negative = self._encode_glyphs([work.requests[i].prompt for i in shown], "")
         with self.networks.use("transformer") as transformer:
             decoder = DiffusionDecoder(transformer, self.config.scheduler)
-            for (i, tokens), glyph in zip(shown, glyphs):
-                noise = self._noise(requests[i].seed, tuple(tokens.shape))
+            for (i, tokens), glyph in zip(shown.items(), glyphs):
+                noise = self._noise(work.requests[i].seed, tuple(tokens.shape))
                 request = DecodeRequest(tokens, glyph, negative, (), noise)
                 latents = decoder.sample([request], DecoderSettings(steps=PREVIEW_STEPS, guidance=1.0))[0]
                 with self.networks.use("autoencoder") as autoencoder:
-                    on_preview(Preview(i, "grid", _picture(autoencoder.decode(latents[None]))))
+                    work.on_preview(Preview(i, "grid", _picture(autoencoder.decode(latents[None]))))
 
     def _encode_glyphs(self, prompts: Sequence[str], negative: str) -> tuple[list[Tensor], Tensor]:
         """The glyph embeddings of every prompt's quoted texts, (L, E) each, and those of the negative text."""
@@ -319,44 +348,37 @@ class Engine:
         return rows[:-1], rows[-1]
 
     def _diffuse(
-        self,
-        requests: Sequence[ImageRequest],
-        settings: Settings,
-        sources: Sources,
-        grids: Sequence[Sequence[Tensor]],
-        glyphs: tuple[list[Tensor], Tensor],
-        on_progress: ProgressCallback | None,
-        on_preview: PreviewCallback | None,
-    ) -> list[Tensor]:
-        decoder_settings = settings.decoder()
-        latents: list[Tensor] = []
+        self, work: "_Work", pictures: Sequence[int], grids: dict[int, list[Tensor]], latents: list[Tensor]
+    ) -> None:
+        """Append the latents of each picture."""
+        settings = work.settings
         with self.networks.use("transformer") as transformer:
             decoder = DiffusionDecoder(transformer, self.config.scheduler)
-            for i, request in enumerate(requests):
+            for i in pictures:
+                request = work.requests[i]
 
                 def on_step(state: StepState, picture: int = i) -> None:
-                    if on_progress is not None:
-                        total = state.steps * len(requests)
-                        on_progress(Progress("diffusion", picture * state.steps + state.step + 1, total))
-                    if on_preview is not None and (state.step + 1) % self.preview_every == 0:
-                        on_preview(Preview(picture, "estimate", self._cheap_look(state.clean)))
+                    if work.on_progress is not None:
+                        total = state.steps * len(work.requests)
+                        work.on_progress(Progress("diffusion", picture * state.steps + state.step + 1, total))
+                    if work.on_preview is not None and (state.step + 1) % self.preview_every == 0:
+                        work.on_preview(Preview(picture, "estimate", self._cheap_look(state.clean)))
 
-                canvas = None if request.canvas is None else sources[id(request.canvas), request.size]
+                canvas = None if request.canvas is None else work.sources[id(request.canvas), request.size]
                 known = None
                 if request.mask is not None and canvas is not None:
                     keep = request.mask.protected_cells(*canvas.latents.shape[-2:])
                     known = KnownRegion(canvas.latents, keep.to(canvas.latents))
                 decode = DecodeRequest(
                     tokens=grids[i][-1],
-                    glyphs=glyphs[0][i],
-                    negative_glyphs=glyphs[1],
-                    references=tuple(sources[self._source_key(picture)] for picture in request.references),
+                    glyphs=work.glyphs[0][i],
+                    negative_glyphs=work.glyphs[1],
+                    references=tuple(work.sources[self._source_key(picture)] for picture in request.references),
                     noise=self._noise(request.seed, tuple(grids[i][-1].shape)),
                     known=known,
                     start_latents=canvas.latents if canvas is not None and settings.strength < 1 else None,
                 )
-                latents += decoder.sample([decode], decoder_settings, on_step)
-        return latents
+                latents += decoder.sample([decode], settings.decoder(), on_step)
 
     def _noise(self, seed: int, grid: tuple[int, ...]) -> Tensor:
         """Unit noise for a grid's latents, (C, 4h, 4w), the same on every device."""
@@ -370,18 +392,28 @@ class Engine:
         with self.networks.use("autoencoder") as autoencoder, torch.no_grad():
             return _picture(autoencoder.decode(half))
 
-    def _render(self, requests: Sequence[ImageRequest], latents: Sequence[Tensor]) -> list[Image.Image]:
-        images = []
-        with self.networks.use("autoencoder") as autoencoder, torch.no_grad():
-            for request, latent in zip(requests, latents):
-                image = _picture(autoencoder.decode(latent[None]))
+    def _render(
+        self,
+        work: "_Work",
+        pictures: Sequence[int],
+        grids: dict[int, list[Tensor]],
+        latents: Sequence[Tensor],
+        finish: ImageCallback,
+    ) -> None:
+        """Latents to pictures, each handed over when it is finished."""
+        if not pictures:
+            return
+        with self.networks.use("autoencoder") as autoencoder:
+            for i, latent in zip(pictures, latents):
+                request = work.requests[i]
+                with torch.no_grad():
+                    image = _picture(autoencoder.decode(latent[None]))
                 if request.mask is not None and request.canvas is not None:
                     canvas = request.canvas.convert("RGB")
                     image = request.mask.composite(canvas, _resize(image, canvas.size[::-1]))
                 if request.output_size is not None:
                     image = _resize(image, request.output_size)
-                images.append(image)
-        return images
+                finish(EngineImage(image, grids[i][-1], grids[i][0] if len(grids[i]) > 1 else None))
 
 
 def stream(seed: int, purpose: str) -> int:
@@ -389,9 +421,9 @@ def stream(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{purpose}:{seed}".encode(), digest_size=4).digest(), "big")
 
 
-def _batches(requests: Sequence[TokenRequest], size: int) -> Iterator[Sequence[TokenRequest]]:
-    for start in range(0, len(requests), size):
-        yield requests[start : start + size]
+def _batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]
 
 
 def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:

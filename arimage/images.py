@@ -6,13 +6,15 @@ import os
 import struct
 import warnings
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from arimage.errors import InputImageError
+from arimage.sixteen_bits import FULL, bits_of, read_values
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp")
@@ -34,6 +36,9 @@ class Picture:
         icc_profile: the profile that its colours are in, or None.
         path: where it came from, or None.
         notices: what a user should know (a first frame was taken, a profile was dropped).
+        bits: of a channel in what it was opened from: 8, 16 or 32.
+        deep: its colours in 16 bits, and its alpha where it has one: (H, W, 3 or 4) uint16; None where 8 bits were
+            asked for, hold it all or are all that can be read.
     """
 
     rgb: Image.Image
@@ -41,6 +46,8 @@ class Picture:
     icc_profile: bytes | None = None
     path: str | None = None
     notices: tuple[str, ...] = ()
+    bits: int = 8
+    deep: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -64,20 +71,23 @@ class Picture:
         return digest.hexdigest()
 
 
-def open_picture(source: PictureInput, max_pixels: int = MAX_PIXELS) -> Picture:
+def open_picture(source: PictureInput, max_pixels: int = MAX_PIXELS, *, deep: bool = False) -> Picture:
     """Open a picture from a file, bytes or a Pillow image.
+
+    Args:
+        deep: read all 16 bits of a channel too, see :attr:`Picture.deep`.
 
     Raises:
         InputImageError: it cannot be used; the message names the file and the reason.
     """
     if isinstance(source, Image.Image):
-        return _prepare(source, None, "the picture", max_pixels)
+        return _prepare(source, None, "the picture", max_pixels, deep)
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), None, "the picture", max_pixels)
+        return _decode(io.BytesIO(source), None, "the picture", max_pixels, deep)
     path = Path(source)
     try:
         with path.open("rb") as file:
-            return _decode(file, str(path), str(path), max_pixels)
+            return _decode(file, str(path), str(path), max_pixels, deep)
     except IsADirectoryError:
         raise InputImageError(f"{path} is a folder, not a picture") from None
     except FileNotFoundError:
@@ -86,7 +96,7 @@ def open_picture(source: PictureInput, max_pixels: int = MAX_PIXELS) -> Picture:
         raise InputImageError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _decode(file: io.BufferedIOBase, path: str | None, name: str, max_pixels: int) -> Picture:
+def _decode(file: BinaryIO, path: str | None, name: str, max_pixels: int, deep: bool) -> Picture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -97,10 +107,12 @@ def _decode(file: io.BufferedIOBase, path: str | None, name: str, max_pixels: in
             raise InputImageError(f"{name} has too many pixels to be opened safely: {_reason(error)}") from None
         except DECODING_ERRORS as error:
             raise InputImageError(f"{name} is damaged: {_reason(error)}") from None
-        return _prepare(image, path, name, max_pixels)
+        return _prepare(image, path, name, max_pixels, deep, file)
 
 
-def _prepare(image: Image.Image, path: str | None, name: str, max_pixels: int) -> Picture:
+def _prepare(
+    image: Image.Image, path: str | None, name: str, max_pixels: int, deep: bool, file: BinaryIO | None = None
+) -> Picture:
     width, height = image.size
     if width < 1 or height < 1:
         raise InputImageError(f"{name} has no pixels ({width}x{height})")
@@ -113,14 +125,32 @@ def _prepare(image: Image.Image, path: str | None, name: str, max_pixels: int) -
         if getattr(image, "is_animated", False):
             notices.append(f"{name} has several frames: the first is used")
             image.seek(0)
+        bits = bits_of(image)
         image.load()
         profile = image.info.get("icc_profile")
         image = ImageOps.exif_transpose(image)
         alpha = _alpha(image)
         rgb, profile, notice = _rgb(image, profile, name)
+        values = read_values(image, file) if deep and bits > 8 else None
+        if values is not None:
+            alpha, values = _deep(values, alpha)
+    except InputImageError as error:
+        raise InputImageError(f"{name} cannot be read: {error}") from None
     except DECODING_ERRORS as error:
         raise InputImageError(f"{name} is damaged: {_reason(error)}") from None
-    return Picture(rgb, alpha, profile, path, (*notices, *([notice] if notice else [])))
+    return Picture(rgb, alpha, profile, path, (*notices, *([notice] if notice else [])), bits, values)
+
+
+def _deep(values: np.ndarray, alpha: Image.Image | None) -> tuple[Image.Image | None, np.ndarray]:
+    """Alpha in 8 bits, and colours in 16 with alpha where there is some."""
+    colours, opacity = values[..., :3], values[..., 3:]
+    if alpha is None and (opacity < FULL).any():
+        alpha = Image.new("L", values.shape[1::-1], 255)
+    if alpha is None:
+        return None, colours
+    if not opacity.size:
+        opacity = np.asarray(alpha, np.uint16)[..., None] * 257
+    return alpha, np.concatenate([colours, opacity], axis=-1)
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:
@@ -132,11 +162,12 @@ def _alpha(image: Image.Image) -> Image.Image | None:
 
 def _rgb(image: Image.Image, profile: bytes | None, name: str) -> tuple[Image.Image, bytes | None, str | None]:
     """Colours as RGB, the profile that they are in, and what was lost."""
+    lost = f"{name}: its {image.mode} colour profile is dropped, the colours are read as sRGB" if profile else None
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
-        return _grey(np.asarray(image).astype(np.float64) / 257), None, None
+        return _grey(np.asarray(image).astype(np.float64) / 257), None, lost
     if image.mode == "F":
         values = np.nan_to_num(np.asarray(image))
-        return _grey(values * 255 if values.max(initial=0) <= 1 else values), None, None
+        return _grey(values * 255 if values.max(initial=0) <= 1 else values), None, lost
     if image.mode == "CMYK" and profile:
         converted = _from_cmyk(image, profile)
         if converted is not None:
@@ -145,7 +176,6 @@ def _rgb(image: Image.Image, profile: bytes | None, name: str) -> tuple[Image.Im
         return image.convert("RGBA").convert("RGB"), profile, None
     if image.mode in ("RGB",):
         return image.copy(), profile, None
-    lost = f"{name}: its {image.mode} colour profile is dropped, the colours are read as sRGB" if profile else None
     return image.convert("RGB"), None, lost
 
 
@@ -168,16 +198,30 @@ def open_mask(source: PictureInput, size: tuple[int, int], polarity: str = "whit
 
     A mask with transparent pixels is read as OpenAI's API reads it: transparent may change. Otherwise white may
     change. ``polarity="black"`` turns either round. Any size is scaled to the picture's, without grey levels.
+
+    White is brighter than 127 of 255; of a mask that holds 0 and one other value, such as 0 and 1, it is the other.
     """
-    picture = open_picture(source)
-    if picture.alpha is not None:
-        editable = picture.alpha.point(lambda value: 255 if value < 128 else 0)
-    else:
-        editable = picture.rgb.convert("L").point(lambda value: 255 if value > 127 else 0)
-    if polarity == "black":
-        editable = ImageOps.invert(editable)
+    values, transparent = mask_values(source)
+    may_change = Image.fromarray(_white(values) ^ (transparent != (polarity == "black"))).convert("L")
     height, width = size
-    return editable.resize((width, height), Image.Resampling.NEAREST)
+    return may_change.resize((width, height), Image.Resampling.NEAREST)
+
+
+def mask_values(source: PictureInput) -> tuple[np.ndarray, bool]:
+    """What decides a mask, (H, W) in 0 to 255, and whether that is how opaque it is, not how bright."""
+    picture = open_picture(source, deep=True)
+    if picture.alpha is not None:
+        return np.asarray(picture.alpha), True
+    if picture.deep is not None:
+        return picture.deep[..., :3] @ np.array([299, 587, 114]) / 257_000, False
+    return np.asarray(picture.rgb.convert("L")), False
+
+
+def _white(values: np.ndarray) -> np.ndarray:
+    high = values.max()
+    if values.min() == 0 < high and ((values == 0) | (values == high)).all():
+        return values == high
+    return values > 127
 
 
 def _reason(error: BaseException) -> str:

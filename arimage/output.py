@@ -4,23 +4,30 @@ Recipes are kept where each format keeps text (PNG: an ``iTXt`` chunk; JPEG and 
 are marked as made by a model in XMP, with IPTC's digital source type.
 """
 
+import errno
 import io
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
 
 from arimage.errors import ArimageError, UsageError, nearest
 from arimage.images import DECODING_ERRORS
 from arimage.recipe import Recipe
+from arimage.sixteen_bits import encode_png
 
 RECIPE_KEY = "arimage"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 USER_COMMENT_HEADER = b"ASCII\0\0\0"
+CREATOR = 'xmp:CreatorTool="arimage"'
+EDITED, GENERATED = "compositeWithTrainedAlgorithmicMedia", "trainedAlgorithmicMedia"
+NAME_IN_TEMPORARY = 32
 
 
 def output_format(path: Path) -> str:
@@ -40,9 +47,11 @@ def save_picture(
     path: str | os.PathLike[str],
     recipe: Recipe | None = None,
     *,
-    ai_mark: str | None = "trainedAlgorithmicMedia",
+    ai_mark: str | None = GENERATED,
     icc_profile: bytes | None = None,
     quality: int = 95,
+    lossless: bool = False,
+    deep: np.ndarray | None = None,
 ) -> Path:
     """Write a picture whole or not at all; what was there before stays until then.
 
@@ -51,10 +60,12 @@ def save_picture(
         recipe: to carry in the file.
         ai_mark: IPTC digital source type, or None for no mark.
         quality: of JPEG and WebP, 1 to 100.
+        lossless: keep every pixel where the format can: PNG does always, JPEG never.
+        deep: the picture in 16 bits a channel, (H, W, 3 or 4) uint16, which PNG writes instead.
 
     Raises:
         UsageError: the suffix cannot be written.
-        ArimageError: the file cannot be written.
+        ArimageError: the file cannot be written, or its format cannot hold the picture.
     """
     path = Path(path)
     kind = output_format(path)
@@ -69,8 +80,13 @@ def save_picture(
         if xmp is not None:
             text.add_itxt("XML:com.adobe.xmp", xmp)
         options["pnginfo"] = text
+        if deep is not None:
+            write_whole(path, encode_png(deep, text, icc_profile))
+            return path
     else:
         options.update(quality=quality)
+        if lossless and kind == "WEBP":
+            options.update(lossless=True, exact=True, quality=80)
         if recipe is not None:
             options["exif"] = _exif(recipe)
         if xmp is not None:
@@ -80,9 +96,27 @@ def save_picture(
         white.paste(image, mask=image.getchannel("A"))
         image = white
     buffer = io.BytesIO()
-    image.save(buffer, **options)  # type: ignore[arg-type]
+    try:
+        image.save(buffer, **options)  # type: ignore[arg-type]
+    except (OSError, ValueError) as error:
+        raise ArimageError(f"cannot write {path}: {kind} does not take this picture ({error}); use .png") from None
     write_whole(path, buffer.getvalue())
     return path
+
+
+def keeps_pixels(path: Path, protected: bool) -> bool:
+    """Whether a written picture has every pixel that was made; WebP does where a part of it was protected."""
+    kind = FORMATS.get(path.suffix.lower())
+    return kind == "PNG" or (kind == "WEBP" and protected)
+
+
+def lossy_notice(path: Path, protected: bool, deep: bool = False) -> str | None:
+    """What a picture loses in a file of this name of the part that was protected in it."""
+    if protected and not keeps_pixels(path, protected):
+        return f"{path} is JPEG, which changes every pixel: .png and .webp keep bit for bit what was protected"
+    if deep and output_format(path) != "PNG":
+        return f"{path} has 8 bits a channel: .png keeps the 16 of what was protected"
+    return None
 
 
 def write_whole(path: Path, contents: bytes) -> None:
@@ -95,7 +129,7 @@ def write_whole(path: Path, contents: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
+            dir=path.parent, prefix=f".{path.name[:NAME_IN_TEMPORARY]}.", suffix=".part", delete=False
         ) as file:
             name = file.name
             file.write(contents)
@@ -109,6 +143,28 @@ def write_whole(path: Path, contents: bytes) -> None:
     finally:
         if name is not None:
             Path(name).unlink(missing_ok=True)
+
+
+def check_writable(paths: Iterable[Path]) -> None:
+    """Refuse outputs that cannot be written, before the work that makes them. Nothing is left behind.
+
+    Raises:
+        ArimageError: one is a folder, lies below a file, has too long a name, or its folder cannot be written.
+    """
+    tried: set[Path] = set()
+    for path in paths:
+        try:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            folder = next(parent for parent in path.parents if parent.exists())
+            for part in (path, *(folder / name for name in path.relative_to(folder).parts)):
+                with suppress(FileNotFoundError):
+                    part.stat()
+            if folder not in tried:
+                tempfile.TemporaryFile(dir=folder).close()
+                tried.add(folder)
+        except OSError as error:
+            raise ArimageError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def contact_sheet(images: Sequence[Image.Image], gap: int = 8) -> Image.Image:
@@ -132,8 +188,10 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe | None:
     try:
         with Image.open(path) as image:
             if image.format == "PNG":
-                image.load()
-                text = getattr(image, "text", {}).get(RECIPE_KEY)
+                text = image.info.get(RECIPE_KEY)
+                if text is None:  # other programs write it after the pixels
+                    image.load()
+                    text = image.info.get(RECIPE_KEY)
             else:
                 comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
                 text = _comment_text(comment)
@@ -142,6 +200,20 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe | None:
     except DECODING_ERRORS as error:
         raise ArimageError(f"{path} is not a readable picture: {error}") from None
     return None if text is None else Recipe.from_json(text, str(path))
+
+
+def is_edited(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is the result of an edit by this package: its recipe says so, or its mark."""
+    try:
+        recipe = read_recipe(path)
+        with Image.open(path) as image:
+            xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    except (ArimageError, *DECODING_ERRORS):
+        return False
+    if recipe is not None:
+        return recipe.task == "edit"
+    text = xmp if isinstance(xmp, bytes) else str(xmp).encode()
+    return CREATOR.encode() in text and (SOURCE_TYPE + EDITED).encode() in text
 
 
 def _comment_text(comment: object) -> str | None:
@@ -165,7 +237,7 @@ def _xmp(source_type: str) -> str:
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
         '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
-        'xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:CreatorTool="arimage" '
+        f'xmlns:xmp="http://ns.adobe.com/xap/1.0/" {CREATOR} '
         f'Iptc4xmpExt:DigitalSourceType="{SOURCE_TYPE}{source_type}"/>'
         '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
     )

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, cast
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -24,7 +25,7 @@ from arimage.errors import Cancelled, UsageError, nearest
 from arimage.images import Picture, PictureInput, open_picture
 from arimage.lora import read_adapters
 from arimage.networks import Networks, Placement, choose_device, choose_dtype
-from arimage.output import save_picture
+from arimage.output import EDITED, GENERATED, save_picture
 from arimage.quantization import WeightKind
 from arimage.recipe import Recipe, Source, is_text
 from arimage.sizes import Size, parse_size
@@ -72,6 +73,7 @@ class Options(TypedDict, total=False):
             a model that was trained for it; a checkpoint may bring its own default. Not for pictures with references.
         on_progress: called as tokens come, one or some at a time, and after every diffusion step.
         on_preview: called with cheap looks at the picture under way.
+        on_image: called with each picture as soon as it is finished, so that what is made is not lost with the call.
         cancel: when this event is set, the call ends with :class:`arimage.Cancelled`.
     """
 
@@ -91,6 +93,7 @@ class Options(TypedDict, total=False):
     preview_grid: bool
     on_progress: Callable[[Progress], None] | None
     on_preview: Callable[[Preview], None] | None
+    on_image: "Callable[[GeneratedImage], None] | None"
     cancel: threading.Event | None
 
 
@@ -105,6 +108,7 @@ class GeneratedImage:
         preview_tokens: the preview grid, None for edits.
         icc_profile: of the edited picture, kept.
         notices: what should be known about the inputs.
+        deep: the picture in 16 bits a channel, (H, W, 3 or 4) uint16, where a mask protects some; PNGs hold them.
     """
 
     image: Image.Image
@@ -113,6 +117,7 @@ class GeneratedImage:
     preview_tokens: Tensor | None = None
     icc_profile: bytes | None = field(default=None, repr=False)
     notices: tuple[str, ...] = ()
+    deep: np.ndarray | None = field(default=None, repr=False)
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""
@@ -121,14 +126,19 @@ class GeneratedImage:
         return buffer.getvalue()
 
     def save(self, path: str | os.PathLike[str], *, recipe: bool = True, ai_mark: bool = True) -> Path:
-        """Write it as PNG, JPEG or WebP, whole or not at all; see :func:`arimage.output.save_picture`."""
-        kind = "trainedAlgorithmicMedia" if self.recipe.task == "generate" else "compositeWithTrainedAlgorithmicMedia"
+        """Write it as PNG, JPEG or WebP, whole or not at all; see :func:`arimage.output.save_picture`.
+
+        What was protected by a mask or by outpainting is kept bit for bit by PNG and WebP, not by JPEG.
+        """
+        kind = GENERATED if self.recipe.task == "generate" else EDITED
         return save_picture(
             self.image,
             path,
             self.recipe if recipe else None,
             ai_mark=kind if ai_mark else None,
             icc_profile=self.icc_profile,
+            lossless=self.recipe.protects,
+            deep=self.deep,
         )
 
 
@@ -243,7 +253,8 @@ class ImagePipeline:
         sources = cast("list[PictureInput]", [image] if single else list(cast("Sequence[PictureInput]", image)))
         if not sources:
             raise UsageError("edit needs at least one picture")
-        opened = [open_picture(source) for source in sources]
+        protecting = mask is not None or outpaint is not None
+        opened = [open_picture(source, deep=protecting and i == 0) for i, source in enumerate(sources)]
         canvas = make_canvas(opened[0], mask, mask_polarity, outpaint)
         if mask is None and mask_polarity != "white":
             raise UsageError("mask_polarity needs a mask")
@@ -294,7 +305,7 @@ class ImagePipeline:
         tier, settings = _settings(options, strength, self.checkpoint.sampling)
         self._check(requests, settings)
         cancel = options.get("cancel")
-        on_progress, on_preview = options.get("on_progress"), options.get("on_preview")
+        on_progress, on_image = options.get("on_progress"), options.get("on_image")
 
         def watched(progress: Progress) -> None:
             if cancel is not None and cancel.is_set():
@@ -302,14 +313,24 @@ class ImagePipeline:
             if on_progress is not None:
                 on_progress(progress)
 
-        images = self.engine.run(requests, settings, watched, on_preview)
         notices = tuple(notice for picture in opened for notice in picture.notices)
+        notices += () if canvas is None else canvas.notices
         sources = tuple(_source(picture) for picture in opened)
-        finished = []
-        for request, made in zip(requests, images):
+        profile = opened[0].icc_profile if task == "edit" else None
+        finished: list[GeneratedImage] = []
+
+        def finish(made: EngineImage) -> None:
             image = made.image if canvas is None else canvas.finish(made.image)
-            recipe = self._recipe(task, request, settings, tier, sources, image, extras or {})
-            finished.append(_generated(image, recipe, made, opened if task == "edit" else (), notices))
+            deep = None if canvas is None else canvas.finish_deep(image)
+            recipe = self._recipe(task, requests[len(finished)], settings, tier, sources, image, extras or {})
+            finished.append(GeneratedImage(image, recipe, made.tokens, made.preview_tokens, profile, notices, deep))
+            if on_image is not None:
+                on_image(finished[-1])
+
+        preview = options.get("on_preview")
+        made = self.engine.run(requests, settings, watched, preview, None if on_image is None else finish)
+        for image in made[len(finished) :]:
+            finish(image)
         return finished
 
     def _check(self, requests: Sequence[ImageRequest], settings: Settings) -> None:
@@ -352,13 +373,6 @@ class ImagePipeline:
             torch=torch.__version__,
             **extras,
         )
-
-
-def _generated(
-    image: Image.Image, recipe: Recipe, made: EngineImage, edited: Sequence[Picture], notices: tuple[str, ...]
-) -> GeneratedImage:
-    profile = edited[0].icc_profile if edited else None
-    return GeneratedImage(image, recipe, made.tokens, made.preview_tokens, profile, notices)
 
 
 def _prompts(prompt: str | Sequence[str]) -> list[str]:

@@ -100,6 +100,11 @@ class Recipe(BaseModel):
     dtype: str
     torch: str
 
+    @property
+    def protects(self) -> bool:
+        """Whether a part of the edited picture was kept bit for bit."""
+        return self.mask is not None or self.outpaint is not None
+
     def to_json(self) -> str:
         """ASCII JSON, so that every metadata field can hold it."""
         return json.dumps(self.model_dump(mode="json"), ensure_ascii=True, separators=(",", ":"))

@@ -10,6 +10,7 @@ from PIL import Image
 
 from arimage.errors import ArimageError
 from arimage.images import Picture, PictureInput, open_picture
+from arimage.output import keeps_pixels
 from arimage.pipeline import GeneratedImage, ImagePipeline, idle_options
 from arimage.recipe import Recipe, Source
 
@@ -22,8 +23,8 @@ class Comparison:
 
     Attributes:
         identical: every pixel is the same.
-        changed_pixels, largest_difference: how many are not, and by how much at most (0 to 255); None when the
-            sizes differ.
+        changed_pixels, largest_difference: how many are not, and by how much at most (0 to 255, of pictures of 16 bits
+            0 to 65535); None when the sizes differ.
         reasons: what is known to differ (version, weights, device, ...).
     """
 
@@ -72,20 +73,22 @@ def reproduce(
 
 def compare(original: str | Path | Image.Image, made: GeneratedImage, recipe: Recipe) -> Comparison:
     """Compare a reproduced picture with the original, pixel by pixel."""
-    first, second = open_picture(original), open_picture(made.image)
+    first, second = open_picture(original, deep=made.deep is not None), open_picture(made.image)
     reasons = _reasons(recipe, made.recipe)
-    if isinstance(original, (str, Path)) and Path(original).suffix.lower() != ".png":
+    if isinstance(original, (str, Path)) and not keeps_pixels(Path(original), recipe.protects):
         reasons = (*reasons, f"format: {Path(original).suffix} files do not keep every pixel, PNG does")
     if first.rgb.size != second.rgb.size:
         return Comparison(False, None, None, (*reasons, f"size: {first.rgb.size} was, {second.rgb.size} is"))
-    difference = np.abs(_values(first) - _values(second))
+    both_deep = first.deep is not None and made.deep is not None and first.deep.shape == made.deep.shape
+    was, now = (first.deep, made.deep) if both_deep else (_values(first), _values(second))
+    difference = np.abs(np.asarray(was, np.int32) - np.asarray(now, np.int32))
     changed = int((difference.max(axis=-1) > 0).sum())
     return Comparison(changed == 0, changed, int(difference.max()), reasons)
 
 
 def _values(picture: Picture) -> np.ndarray:
     alpha = picture.alpha or Image.new("L", picture.rgb.size, 255)
-    return np.dstack([np.asarray(picture.rgb), np.asarray(alpha)]).astype(np.int16)
+    return np.dstack([np.asarray(picture.rgb), np.asarray(alpha)])
 
 
 def _reasons(was: Recipe, now: Recipe) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,49 @@ def test_determinism(pipeline):
     alone = pipeline.edit([reference, photo(200, 64, 1)], "blue", seed=21, **EDIT)[0]
     assert np.array_equal(pixels(alone), pixels(edits[1]))
     assert not np.array_equal(pixels(together[0]), pixels(together[1]))
+
+
+def test_each_picture_is_handed_over_before_the_next_is_begun(pipeline):
+    seen = []
+    made = pipeline.generate(
+        ["a", "b", "c"], seed=1, size=64, steps=2, preview_grid=False,
+        on_progress=lambda progress: seen.append((progress.stage, progress.done)), on_image=seen.append,
+    )  # fmt: skip
+    assert [event for event in seen if not isinstance(event, tuple)] == made
+    steps = [event for event in seen if isinstance(event, arimage.GeneratedImage) or event[0] == "diffusion"]
+    for i, image in enumerate(made):
+        assert steps[3 * i : 3 * i + 3] == [("diffusion", 2 * i + 1), ("diffusion", 2 * i + 2), image]
+
+
+@pytest.mark.parametrize("placement", ["resident", "sequential"])
+def test_a_call_that_is_stopped_hands_over_what_is_finished(checkpoint_folder, pipeline, placement):
+    """Cancelled in the third picture of four: two are there, and they are those of a whole call."""
+    model = pipeline if placement == "resident" else load(checkpoint_folder, placement=placement)
+    cancel, kept = threading.Event(), []
+    options = {"seed": 1, "size": 64, "steps": 2, "preview_grid": False}
+
+    def stop(progress):
+        if (progress.stage, progress.done) == ("diffusion", 5):
+            cancel.set()
+
+    with pytest.raises(arimage.Cancelled):
+        model.generate(["a", "b", "c", "d"], on_progress=stop, cancel=cancel, on_image=kept.append, **options)
+    assert [image.recipe.prompt for image in kept] == ["a", "b"]
+    assert np.array_equal(pixels(kept[1]), pixels(pipeline.generate("b", **options | {"seed": 2})[0]))
+
+
+def test_more_pictures_than_a_group_come_in_order(pipeline, monkeypatch):
+    options = {"seed": 1, "size": 64, "steps": 1, "preview_grid": False}
+    together = pipeline.generate(list("abcde"), **options)
+    progress = []
+    monkeypatch.setattr("arimage.engine.TOKEN_BATCH", 2)
+    grouped = pipeline.generate(list("abcde"), on_progress=progress.append, **options)
+    assert [image.recipe for image in grouped] == [image.recipe for image in together]
+    assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(together, grouped))
+    for stage in ("tokens", "diffusion"):
+        counts = [step.done for step in progress if step.stage == stage]
+        assert counts == sorted(counts)
+        assert counts[-1] == {step.total for step in progress if step.stage == stage}.pop()
 
 
 def test_a_grid_is_always_whole(pipeline):

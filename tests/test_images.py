@@ -7,10 +7,11 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from arimage.errors import InputImageError
 from arimage.images import open_mask, open_picture
+from arimage.sixteen_bits import encode_png
 from tests.conftest import photo
 
 
@@ -51,6 +52,93 @@ def test_sixteen_bits_become_eight():
     assert np.asarray(open_picture(encoded(Image.fromarray(values), "PNG")).rgb)[0, :, 0].tolist() == [0, 7, 255]
     floats = Image.fromarray(np.array([[0.0, 0.5, 1.0, np.nan]], np.float32))
     assert np.asarray(open_picture(encoded(floats, "TIFF")).rgb)[0, :, 0].tolist() == [0, 128, 255, 0]
+
+
+def sixteen(channels, height=21, width=17):
+    return np.random.default_rng(channels).integers(0, 65536, (height, width, channels), dtype=np.uint16)
+
+
+def sixteen_bit_png(values):
+    """By OpenCV, of (H, W, 1, 3 or 4)."""
+    cv2 = pytest.importorskip("cv2")
+    order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[values.shape[-1]]
+    return cv2.imencode(".png", values[..., order])[1].tobytes()
+
+
+def sixteen_bit_tiff(values, **options):
+    buffer = io.BytesIO()
+    pytest.importorskip("tifffile").imwrite(buffer, values, photometric="rgb", **options)
+    return buffer.getvalue()
+
+
+def grey_and_alpha_png(values):
+    """A PNG of 16 bits grey and alpha, which neither of the others writes."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 4, 0, 0, 0)
+    data = zlib.compress(rows)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_all_sixteen_bits_of_a_file_are_read(channels):
+    values = sixteen(channels)
+    files = [grey_and_alpha_png(values)] if channels == 2 else [sixteen_bit_png(values)]
+    if channels > 2:
+        more = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+        for options in ({}, {"byteorder": ">"}, {"compression": "zlib", "predictor": 2}, {"tile": (16, 16)}):
+            files.append(sixteen_bit_tiff(values, **options, **more))
+    grey = channels < 3
+    for data in files:
+        picture = open_picture(data, deep=True)
+        assert picture.bits == 16
+        assert np.array_equal(picture.deep[..., :3], np.repeat(values[..., :1], 3, -1) if grey else values[..., :3])
+        assert (picture.alpha is not None) == (channels in (2, 4))
+        assert picture.alpha is None or np.array_equal(picture.deep[..., 3], values[..., -1])
+        assert open_picture(data).deep is None
+
+
+def test_sixteen_bits_are_turned_upright_with_the_picture():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    values = sixteen(1)
+    picture = open_picture(encoded(Image.fromarray(values[..., 0]), "PNG", exif=exif), deep=True)
+    assert np.array_equal(picture.deep[..., 0], np.rot90(values[..., 0], -1))
+    text = PngImagePlugin.PngInfo()
+    text.add(b"eXIf", exif.tobytes()[6:])
+    coloured = encode_png(sixteen(3), text)
+    assert np.array_equal(open_picture(coloured, deep=True).deep, np.rot90(sixteen(3), -1))
+
+
+def test_sixteen_bits_that_cannot_be_read_are_known_of():
+    """Pillow gives them for no premultiplied alpha and no channels apart; those uncompressed it would even misread."""
+    for options in ({"extrasamples": ["assocalpha"]}, {"planarconfig": "separate", "compression": "zlib"}):
+        values = sixteen(4 if "extrasamples" in options else 3)
+        values = values.transpose(2, 0, 1).copy() if "planarconfig" in options else values
+        picture = open_picture(sixteen_bit_tiff(values, **options), deep=True)
+        assert (picture.bits, picture.deep) == (16, None)
+    apart = sixteen_bit_tiff(sixteen(3).transpose(2, 0, 1).copy(), planarconfig="separate")
+    with pytest.raises(InputImageError, match=r"channels apart.*save it as PNG"):
+        open_picture(apart)
+    assert open_picture(photo(8, 8), deep=True).deep is None
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_pngs_of_sixteen_bits_are_written(channels):
+    cv2 = pytest.importorskip("cv2")
+    values, profile = sixteen(channels), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("arimage", "文字")
+    data = encode_png(values, text, profile)
+    read = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(read[..., [2, 1, 0, 3][:channels]], values)
+    assert np.array_equal(open_picture(data, deep=True).deep, values)
+    assert open_picture(data).icc_profile == profile
+    assert Image.open(io.BytesIO(data)).info["arimage"] == "文字"
 
 
 def test_transparency_is_kept_apart():
@@ -150,3 +238,29 @@ def test_masks_are_read_by_brightness_or_by_transparency():
     assert np.asarray(open_mask(white, (2, 4), "black"))[0].tolist() == [0, 0, 255, 255]
     clear = Image.merge("LA", (Image.new("L", (4, 2), 255), white))
     assert np.asarray(open_mask(clear, (4, 8)))[0].tolist() == [0] * 4 + [255] * 4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+@pytest.mark.parametrize(
+    ("dtype", "high"), [(np.uint8, 1), (np.uint8, 90), (np.uint16, 1), (np.uint16, 255), (bool, 1)]
+)
+def test_a_mask_of_zero_and_one_other_value_is_black_and_white(kind, dtype, high):
+    drawn = np.arange(6).reshape(2, 3) % 2 == 0
+    if kind == "BMP" and dtype == "uint16":
+        return
+    stored = encoded(Image.fromarray((drawn * high).astype(dtype)), kind)
+    assert np.array_equal(np.asarray(open_mask(stored, (2, 3))) == 255, drawn)
+    assert np.array_equal(np.asarray(open_mask(stored, (2, 3), "black")) == 255, ~drawn)
+
+
+def test_masks_of_labels_and_of_faint_transparency_are_black_and_white_too():
+    drawn = np.arange(6).reshape(2, 3) % 2 == 0
+    labels = Image.fromarray(drawn.astype(np.uint8)).convert("P")
+    labels.putpalette([0, 0, 0, 128, 0, 0])
+    assert np.array_equal(np.asarray(open_mask(labels, (2, 3))) == 255, drawn)
+    faint = Image.merge("LA", (Image.new("L", (3, 2), 255), Image.fromarray(drawn.astype(np.uint8))))
+    assert np.array_equal(np.asarray(open_mask(faint, (2, 3))) == 255, ~drawn)
+    soft = Image.fromarray(np.array([[0, 100, 200]], np.uint8))
+    assert np.asarray(open_mask(soft, (1, 3)))[0].tolist() == [0, 0, 255]
+    bright = Image.fromarray(np.array([[200, 255, 200]], np.uint8))
+    assert np.asarray(open_mask(bright, (1, 3)))[0].tolist() == [255, 255, 255]
