@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from arimage.cli.main import run
+from arimage.images import open_picture
 from arimage.output import read_recipe
+from arimage.pipeline import GeneratedImage
 from tests.conftest import photo
 
 
@@ -125,6 +127,130 @@ def test_edit_keeps_what_the_mask_protects(cli):
     outside = np.asarray(mask) == 0
     assert (before[outside] != after[outside]).sum() == 0
     assert (before[~outside] != after[~outside]).any()
+
+
+def masked_photo(name):
+    """A photo in a file, a mask of its middle, and where it is protected."""
+    photo(70, 50).save(name)
+    mask = Image.new("L", (70, 50))
+    mask.paste(255, (10, 10, 40, 40))
+    mask.save("mask.png")
+    return np.asarray(Image.open(name)), np.asarray(mask) == 0
+
+
+def test_what_a_mask_protects_is_written_without_loss_unless_a_lossy_file_is_asked_for(cli):
+    before, protected = masked_photo("photo.jpg")
+    edit = ("edit", "photo.jpg", "blue", "--mask", "mask.png", "--steps", "1", "--seed", "1")
+    code, out, err = cli(*edit)
+    assert (code, out) == (0, "photo-edited.png\n")
+    assert "JPEG" not in err
+    assert "out/photo.png" in cli(*edit, "-o", "out")[1]
+    for name in ("photo-edited.png", "out/photo.png"):
+        assert np.array_equal(np.asarray(Image.open(name))[protected], before[protected])
+    code, out, err = cli(*edit, "-o", "asked.jpg")
+    assert (code, out) == (0, "asked.jpg\n")
+    assert "note: asked.jpg is JPEG, which changes every pixel" in err
+    code, _, err = cli(*edit, "-o", "asked.webp")
+    assert "note: asked" not in err
+    assert np.array_equal(np.asarray(Image.open("asked.webp"))[protected], before[protected])
+    assert cli("reproduce", "asked.webp", "-q")[1] == "identical: every pixel is the same\n"
+    assert "asked-again.jpg is JPEG" in cli("reproduce", "asked.jpg", "-o", "asked-again.jpg")[2]
+    assert cli("edit", "photo.jpg", "blue", "--steps", "1", "-q")[1] == "photo-edited.jpg\n"
+
+
+def test_sixteen_bits_are_kept_of_what_a_mask_protects_and_else_it_is_said(cli):
+    _, protected = masked_photo("photo.png")
+    values = np.random.default_rng(0).integers(0, 65536, (50, 70), dtype=np.uint16)
+    Image.fromarray(values).save("deep.png")
+    edit = ("edit", "deep.png", "blue", "--steps", "1", "--seed", "1")
+    assert "deep.png has 16 bits a channel, the edited picture 8" in cli(*edit)[2]
+    code, _, err = cli(*edit, "--mask", "mask.png", "-o", "out.png")
+    assert code == 0
+    assert "bits" not in err
+    kept = open_picture("out.png", deep=True)
+    assert (kept.deep[protected] == values[protected][:, None]).all()
+    assert (kept.deep[~protected] != values[~protected][:, None]).any()
+    assert cli("reproduce", "out.png", "-q")[1] == "identical: every pixel is the same\n"
+    assert "out.webp has 8 bits a channel" in cli(*edit, "--mask", "mask.png", "-o", "out.webp")[2]
+    Image.fromarray(values / np.float32(257)).save("floats.tif")
+    err = cli("edit", "floats.tif", "blue", "--steps", "1", "--mask", "mask.png", "-o", "floats.png")[2]
+    assert "floats.tif has 32 bits a channel, and 8 are kept" in err
+
+
+@pytest.mark.parametrize(("values", "polarity", "message"), [
+    ((0, 0), "white", "its brightness lies in 0..0 of 255, and only above 127"),
+    ((50, 100), "white", "its brightness lies in 50..100 of 255, and only above 127 a pixel may change"),
+    ((200, 255), "black", "only below 128 a pixel may change; paint what may change black"),
+])  # fmt: skip
+def test_a_mask_that_protects_everything_is_explained(cli, values, polarity, message):
+    photo(8, 8).save("photo.png")
+    Image.fromarray(np.resize(np.array(values, np.uint8), (8, 8))).save("mask.png")
+    code, _, err = cli("edit", "photo.png", "x", "--mask", "mask.png", "--mask-polarity", polarity)
+    assert code == 2
+    assert message in err
+
+
+def test_a_folder_that_is_edited_twice_is_done(cli):
+    """Its results are no inputs; a picture of somebody's own is, whatever it is called."""
+    for name in ("p1.png", "{3F25-01}.jpg", "own-edited.png"):
+        Path("dir{1}").mkdir(exist_ok=True)
+        photo(40, 40).save(f"dir{{1}}/{name}")
+    edit = ("edit", "dir{1}", "blue", "--steps", "1", "--seed", "1")
+    code, out, _ = cli(*edit)
+    made = ["dir{1}/own-edited-edited.png", "dir{1}/p1-edited.png", "dir{1}/{3F25-01}-edited.jpg"]
+    assert (code, sorted(out.splitlines())) == (0, made)
+    listing = sorted(Path("dir{1}").iterdir())
+    code, out, err = cli(*edit)
+    assert (code, out) == (0, "")
+    assert "3 are results of an earlier run, not inputs" in err
+    assert "3 of 3 are there already" in err
+    assert json.loads(cli(*edit, "--json")[1]) == []
+    assert sorted(Path("dir{1}").iterdir()) == listing
+    assert cli("edit", made[1], "red", "--steps", "1", "-q")[1] == "dir{1}/p1-edited-edited.png\n"
+    code, _, err = cli(*edit, "--no-recipe", "--no-ai-mark")
+    assert code == 2
+    assert "give them a folder with -o" in err
+
+
+@pytest.mark.parametrize("command", [
+    ["generate", "x", "-n", "3"], ["edit", "photo.png", "x"], ["edit", "photo.png", "photo.png", "x"],
+    ["reproduce", "made.png"], ["init", "model.yaml"], ["evaluate", "evaluate.yaml"], ["prepare", "stage.yaml"],
+    ["data", "captions", "data"], ["data", "show", "data"], ["data", "words"], ["data", "sprites"],
+    ["data", "domain", "evaluate.yaml"], ["assemble", "base", "transformer=other"],
+])  # fmt: skip
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(cli, command):
+    """Nothing else is looked at before: the other files that these commands name are not there."""
+    photo(8, 8).save("photo.png")
+    code, out, err = cli(*command, "-o", "photo.png/x" if "photo.png" in command[2:] else "photo.png/x.png")
+    assert (code, out) == (1, "")
+    assert err.startswith("arimage: cannot write photo.png/x")
+    assert err.endswith(": Not a directory\n")
+
+
+def test_ctrl_c_in_a_batch_keeps_what_is_finished_and_says_so(cli, monkeypatch):
+    """Pressed while the third of four pictures is written; of a folder, and of prompts."""
+    Path("in").mkdir()
+    for i in range(4):
+        photo(40, 40, i).save(f"in/{i}.png")
+    save, calls = GeneratedImage.save, []
+
+    def interrupted(self, *arguments, **options):
+        calls.append(self)
+        if len(calls) % 3 == 0:
+            raise KeyboardInterrupt
+        return save(self, *arguments, **options)
+
+    monkeypatch.setattr(GeneratedImage, "save", interrupted)
+    code, out, err = cli("generate", "a", "b", "c", "d", "-o", "{index}.png", "--no-preview-grid", *QUICK)
+    assert (code, out.split()) == (130, ["1.png", "2.png"])
+    assert err.splitlines()[-1] == "arimage: interrupted: 2 of 4 pictures are written: 1.png, 2.png"
+    code, out, err = cli("edit", "in", "x", "-o", "out", "--steps", "1", "--json")
+    assert code == 130
+    assert [entry["path"] for entry in json.loads(out)] == ["out/0.png", "out/1.png"]
+    assert "2 of 4 pictures are written: out/0.png, out/1.png" in err
+    assert sorted(path.name for path in Path().glob("*.png")) == ["1.png", "2.png"]
+    code, out, _ = cli("edit", "in", "x", "-o", "out", "--steps", "1")
+    assert (code, out.split()) == (0, ["out/2.png", "out/3.png"])
 
 
 def test_a_folder_is_edited_into_a_folder_and_failures_are_told_at_the_end(cli):

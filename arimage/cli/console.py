@@ -73,20 +73,33 @@ class ProgressDisplay:
 class _Lines(ProgressDisplay):
     def __init__(self) -> None:
         self.stage = ""
-        self.started = self.spoke = 0.0
+        self.pace, self.spoke = _Pace(), 0.0
 
     def __call__(self, progress: "Progress") -> None:
         now = time.monotonic()
         if progress.stage != self.stage:
-            self.stage, self.started, self.spoke = progress.stage, now, now
+            self.stage, self.spoke = progress.stage, now
+            self.pace.start(progress.done)
         if progress.done < progress.total and now - self.spoke < SECONDS_BETWEEN_LINES:
             return
         self.spoke = now
         name, unit = STAGES[progress.stage]
-        rate = progress.done / max(now - self.started, 1e-3)
+        rate = self.pace.rate(progress.done)
         left = (progress.total - progress.done) / max(rate, 1e-6)
         line = f"{name}: {progress.done}/{progress.total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left"
         print(line, file=sys.stderr, flush=True)
+
+
+class _Pace:
+    """Work a second since a stage began, or went on: the stages of a call take turns when it makes many pictures."""
+
+    def start(self, done: int) -> None:
+        """``done`` is what was just reported first."""
+        self.before, self.started = max(done - 1, 0), time.monotonic()
+
+    def rate(self, done: int) -> float:
+        """Since then."""
+        return (done - self.before) / max(time.monotonic() - self.started, 1e-3)
 
 
 @contextmanager
@@ -107,15 +120,18 @@ def _bars() -> Iterator[ProgressDisplay]:
     class Display(ProgressDisplay):
         def __init__(self) -> None:
             self.tasks: dict[str, Any] = {}
-            self.started: dict[str, float] = {}
+            self.pace, self.stage = _Pace(), ""
 
         def __call__(self, progress: "Progress") -> None:
             name, unit = STAGES[progress.stage]
             if progress.stage not in self.tasks or progress.done < bars.tasks[self.tasks[progress.stage]].completed:
                 self.tasks[progress.stage] = bars.add_task(name, total=progress.total, rate="")
-                self.started[progress.stage] = time.monotonic()
-            rate = progress.done / max(time.monotonic() - self.started[progress.stage], 1e-3)
-            bars.update(self.tasks[progress.stage], completed=progress.done, rate=f"{rate:.1f} {unit}/s")
+                self.stage = ""
+            if progress.stage != self.stage:
+                self.stage = progress.stage
+                self.pace.start(progress.done)
+            rate = f"{self.pace.rate(progress.done):.1f} {unit}/s"
+            bars.update(self.tasks[progress.stage], completed=progress.done, rate=rate)
 
     with bars:
         yield Display()

@@ -38,8 +38,11 @@ def sprites(
     arimage data sprites --all --size 256 -o data/all
     """
     from arimage.cli.console import Console
+    from arimage.data.assets import SPRITES
     from arimage.data.build import NANO_GROUPS, NANO_STYLES, build_assets
+    from arimage.output import check_writable
 
+    check_writable([output / SPRITES])
     console = Console(quiet)
     built = build_assets(
         output,
@@ -71,7 +74,9 @@ def words(
     arimage data words -o data/nano/words.json
     """
     from arimage.data.words import build_words
+    from arimage.output import check_writable
 
+    check_writable([output])
     counts = build_words(output, count)
     print(f"{output}: {counts['en']} English, {counts['zh']} Chinese")
 
@@ -93,7 +98,9 @@ def check(
     from arimage.data.check import check as check_data
     from arimage.data.folders import OwnData
     from arimage.errors import DataError, UsageError
+    from arimage.output import check_writable
 
+    check_writable([sheet] if sheet is not None else [])
     try:
         buckets = tuple(size for value in side or [512] for size in bucket_sizes(value))
     except ValueError as error:
@@ -155,6 +162,9 @@ def show(
 
     arimage data show configs/nano/decoder-256.yaml -n 32 -o batch.png
     """
+    from arimage.output import check_writable
+
+    check_writable([output])
     records, fonts = _records(source, count, first, task, size)
     _save_sheet(records, output, columns, fonts)
     print(output)
@@ -171,8 +181,9 @@ def captions(
 
     arimage data captions data/nano -o captions.txt
     """
-    from arimage.output import write_whole
+    from arimage.output import check_writable, write_whole
 
+    check_writable([output])
     records, _ = _records(source, count, 0, None, size)
     lines = [caption for record in records for caption in record.captions.values()]
     write_whole(output, ("\n".join(lines) + "\n").encode())
@@ -193,8 +204,9 @@ def domain(
     from arimage.data.assets import Assets
     from arimage.domain import domain_of
     from arimage.evaluation.config import EvaluateConfig
-    from arimage.output import write_whole
+    from arimage.output import check_writable, write_whole
 
+    check_writable([output])
     wanted = load_yaml(config, EvaluateConfig, [])
     scenes = next(iter(wanted.groups.values())).scenes
     made = domain_of(scenes, Assets.open(wanted.assets)).model_copy(update={"notice": notice})

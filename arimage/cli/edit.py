@@ -9,7 +9,8 @@ from arimage.cli import options
 
 if TYPE_CHECKING:
     from arimage.cli.console import Console
-    from arimage.pipeline import GeneratedImage, ImagePipeline
+    from arimage.cli.targets import Job, Written
+    from arimage.pipeline import ImagePipeline
 
 
 def edit(
@@ -71,16 +72,31 @@ def edit(
     arimage edit cat.png --variation -n 4
     """
     from arimage.cli.console import Console
-    from arimage.errors import ArimageError
+    from arimage.cli.targets import Written, plan_edits, without_results
+    from arimage.errors import ArimageError, UsageError
+    from arimage.output import check_writable
 
-    pictures, prompt = _split(inputs, variation)
-    plan = _plan(pictures, output, count)
+    found, prompt, several = _split(inputs, variation)
+    if several and output is None and not (recipe or ai_mark):
+        raise UsageError(
+            "--no-recipe with --no-ai-mark: results beside the pictures could not be told from them in the next run; "
+            "give them a folder with -o"
+        )
+    pictures = without_results(found)
+    plan = plan_edits(pictures, output, count, seed, mask is not None or outpaint is not None)
     console = Console(quiet)
-    todo = [(source, target) for source, target in plan if overwrite or not _done(target, len(plan) > 1, count)]
+    if len(pictures) < len(found):
+        console.note(
+            f"{len(found) - len(pictures)} are results of an earlier run, not inputs (alone they can be edited)"
+        )
+    todo = [job for job in plan if overwrite or not (several and job.done)]
     if len(todo) < len(plan):
         console.note(f"{len(plan) - len(todo)} of {len(plan)} are there already (--overwrite makes them again)")
+    written = Written(count * len(todo), recipe, ai_mark, console.note)
     if not todo:
-        return
+        with written.reported(json):
+            return
+    check_writable(path for job in todo for path in job.paths)
     pipeline = console.load(
         model, device=device, dtype=dtype, placement=placement, lora=lora or (), weights=weights, compile=compile
     )
@@ -101,49 +117,49 @@ def edit(
         min_p=min_p,
         token_guidance=token_guidance,
         size=size,
-        seed=seed,
     )
     chosen.update(images_per_prompt=count, mask=mask, mask_polarity=mask_polarity, outpaint=outpaint, strength=strength)
     failures: list[str] = []
-    finished: list[tuple[GeneratedImage, Path]] = []
-    for number, (source, target) in enumerate(todo, 1):
-        if len(todo) > 1:
-            console.note(f"[{number}/{len(todo)}] {source}")
-        try:
-            made = _edit_one(pipeline, console, [source, *(reference or [])], prompt, chosen)
-            finished += zip(made, _write(made, target, recipe, ai_mark))
-        except ArimageError as error:
-            if len(plan) == 1 or error.exit_code == 2:
-                raise
-            failures.append(str(error))
-    from arimage.cli.generate import report
-
-    report([image for image, _ in finished], [path for _, path in finished], json)
+    with written.reported(json):
+        for number, job in enumerate(todo, 1):
+            if len(todo) > 1:
+                console.note(f"[{number}/{len(todo)}] {job.source}")
+            try:
+                _edit_one(pipeline, console, job, [job.source, *(reference or [])], prompt, chosen, written)
+            except ArimageError as error:
+                if len(plan) == 1 or error.exit_code == 2:
+                    raise
+                failures.append(str(error))
     if failures:
         raise ArimageError(f"{len(failures)} of {len(todo)} failed:\n  " + "\n  ".join(failures))
 
 
 def _edit_one(
-    pipeline: "ImagePipeline", console: "Console", sources: list[Path], prompt: str, chosen: dict[str, object]
-) -> "list[GeneratedImage]":
+    pipeline: "ImagePipeline",
+    console: "Console",
+    job: "Job",
+    sources: list[Path],
+    prompt: str,
+    chosen: dict[str, object],
+    written: "Written",
+) -> None:
+    """Make the results of one input, and write each when it is finished."""
+    paths = iter(job.paths)
     with console.progress() as progress:
-        made = pipeline.edit(sources, prompt, on_progress=progress, **chosen)  # type: ignore[arg-type]
+        made = pipeline.edit(
+            sources,
+            prompt,
+            seed=job.seeds[0],
+            on_progress=progress,
+            on_image=lambda image: written.write(image, next(paths)),
+            **chosen,  # type: ignore[arg-type]
+        )
     for notice in made[0].notices:
         console.note(f"note: {notice}")
-    return made
 
 
-def _write(made: "list[GeneratedImage]", target: Path, recipe: bool, ai_mark: bool) -> list[Path]:
-    from arimage.cli.generate import output_paths
-
-    paths = output_paths(target, [image.recipe.seed for image in made])
-    for image, path in zip(made, paths):
-        image.save(path, recipe=recipe, ai_mark=ai_mark)
-    return paths
-
-
-def _split(inputs: list[str], variation: bool) -> tuple[list[Path], str]:
-    """Pictures and the instruction, which comes last."""
+def _split(inputs: list[str], variation: bool) -> tuple[list[Path], str, bool]:
+    """Pictures, the instruction, which comes last, and whether there may be several: not so for one that is named."""
     import glob
 
     from arimage.errors import InputImageError, UsageError
@@ -170,36 +186,4 @@ def _split(inputs: list[str], variation: bool) -> tuple[list[Path], str]:
             pictures += matches
         else:
             pictures.append(path)
-    return pictures, prompt
-
-
-def _plan(pictures: list[Path], output: Path | None, count: int) -> list[tuple[Path, Path]]:
-    """Where each picture goes."""
-    from arimage.errors import UsageError
-    from arimage.output import FORMATS, output_format
-
-    single = len(pictures) == 1
-    if single and output is not None and output.suffix and not output.is_dir():
-        output_format(output)
-        return [(pictures[0], output)]
-    if output is not None and output.suffix.lower() in FORMATS and not output.is_dir():
-        raise UsageError(f"{len(pictures)} pictures need a folder for -o, not the file {output}")
-    plan: dict[Path, Path] = {}
-    for picture in pictures:
-        suffix = picture.suffix.lower() if picture.suffix.lower() in FORMATS else ".png"
-        folder = picture.parent if output is None else output
-        name = f"{picture.stem}-edited{suffix}" if output is None else f"{picture.stem}{suffix}"
-        target = folder / name
-        if target.resolve() == picture.resolve():
-            raise UsageError(f"{picture} would be overwritten; choose another folder with -o")
-        if target in plan:
-            target = target.with_name(f"{picture.name.replace('.', '-')}{suffix}")
-        plan[target] = picture
-    return [(picture, target) for target, picture in plan.items()]
-
-
-def _done(target: Path, several: bool, count: int) -> bool:
-    """In a run over several pictures, finished ones are not made again."""
-    from arimage.cli.generate import output_paths
-
-    return several and all(path.exists() for path in output_paths(target, list(range(count))))
+    return pictures, prompt, [Path(name) for name in names] != pictures or len(pictures) > 1

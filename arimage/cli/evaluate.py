@@ -31,11 +31,13 @@ def evaluate(
     from arimage.configuration import load_yaml
     from arimage.errors import UsageError, nearest
     from arimage.evaluation.config import EvaluateConfig
-    from arimage.evaluation.report import markdown, write_report
+    from arimage.evaluation.report import REPORT, markdown, write_report
     from arimage.evaluation.run import distances, make_judge, rows, tokenizer_rows
     from arimage.evaluation.run import evaluate as run
+    from arimage.output import check_writable
     from arimage.pipeline import load
 
+    check_writable(output / name for name in REPORT)
     if threads is not None:
         torch.set_num_threads(threads)
     wanted = load_yaml(config, EvaluateConfig, overrides or [])

@@ -1,14 +1,11 @@
 """``arimage generate``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from arimage.cli import options
-
-if TYPE_CHECKING:
-    from arimage.pipeline import GeneratedImage
 
 DEFAULT_OUTPUT = Path("arimage-{seed}.png")
 
@@ -60,14 +57,17 @@ def generate(
     arimage generate "in the style of this picture: a house" --reference painting.jpg
     """
     from arimage.cli.console import Console
-    from arimage.output import output_format
+    from arimage.cli.targets import Written, literal, output_paths, seeds_from, sheet_path, typed
+    from arimage.output import check_writable, output_format
 
     prompts = _read_prompts(prompt or [], prompts_from)
     target = DEFAULT_OUTPUT if output is None else output
-    if target.is_dir():
-        target = target / DEFAULT_OUTPUT.name
-    output_format(target)
-    expand(target, 1, 0)
+    pattern = literal(target) / DEFAULT_OUTPUT if target.is_dir() else typed(target)
+    output_format(pattern)
+    seeds = seeds_from(seed, len(prompts) * count)
+    paths = output_paths(pattern, seeds)
+    sheet = sheet_path(pattern, paths[0]) if len(paths) > 1 else None
+    check_writable(paths if sheet is None else [*paths, sheet])
     console = Console(quiet)
     pipeline = console.load(
         model, device=device, dtype=dtype, placement=placement, lora=lora or (), weights=weights, compile=compile
@@ -89,20 +89,24 @@ def generate(
         token_guidance=token_guidance,
         preview_grid=preview_grid,
     )
-    with console.progress() as progress:
-        images = pipeline.generate(
-            prompts,
-            size=size,
-            images_per_prompt=count,
-            seed=seed,
-            references=list(reference or []),
-            on_progress=progress,
-            **chosen,  # type: ignore[arg-type]
-        )
-    for notice in dict.fromkeys(notice for image in images for notice in image.notices):
-        console.note(f"note: {notice}")
-    paths = write_all(images, target, recipe, ai_mark)
-    report(images, paths, json)
+    written = Written(len(paths), recipe, ai_mark, console.note)
+    remaining = iter(paths)
+    with written.reported(json):
+        with console.progress() as progress:
+            images = pipeline.generate(
+                prompts,
+                size=size,
+                images_per_prompt=count,
+                seed=seeds[0],
+                references=list(reference or []),
+                on_progress=progress,
+                on_image=lambda image: written.write(image, next(remaining)),
+                **chosen,  # type: ignore[arg-type]
+            )
+        for notice in dict.fromkeys(notice for image in images for notice in image.notices):
+            console.note(f"note: {notice}")
+        if sheet is not None:
+            written.write_sheet(sheet)
 
 
 def _read_prompts(prompts: list[str], file: Path | None) -> list[str]:
@@ -124,52 +128,3 @@ def _read_prompts(prompts: list[str], file: Path | None) -> list[str]:
     if not lines:
         raise UsageError(f"{file or 'standard input'} holds no prompt")
     return lines
-
-
-def expand(pattern: Path, index: int, seed: int) -> Path:
-    """A path with {index} and {seed} filled in.
-
-    Raises:
-        UsageError: there is another placeholder in it.
-    """
-    from arimage.errors import UsageError
-
-    try:
-        return Path(str(pattern).format(index=index, seed=seed))
-    except (KeyError, IndexError, ValueError) as error:
-        raise UsageError(f"the output pattern {str(pattern)!r} may use {{index}} and {{seed}} only ({error})") from None
-
-
-def output_paths(pattern: Path, seeds: list[int]) -> list[Path]:
-    """One path a picture; numbers are added where the pattern names only one file."""
-    paths = [expand(pattern, i, seed) for i, seed in enumerate(seeds, 1)]
-    if len(set(paths)) < len(paths):
-        paths = [pattern.with_name(f"{pattern.stem}-{i}{pattern.suffix}") for i in range(1, len(seeds) + 1)]
-    return paths
-
-
-def write_all(images: "list[GeneratedImage]", pattern: Path, recipe: bool, ai_mark: bool) -> list[Path]:
-    """Write pictures, and a contact sheet when there are several."""
-    paths = output_paths(pattern, [image.recipe.seed for image in images])
-    for image, path in zip(images, paths):
-        image.save(path, recipe=recipe, ai_mark=ai_mark)
-    if len(images) > 1:
-        from arimage.output import contact_sheet, save_picture
-
-        sheet = paths[0].with_name(f"{pattern.stem.replace('{index}', '').replace('{seed}', '') or 'all'}-sheet.png")
-        save_picture(contact_sheet([image.image for image in images]), sheet)
-        paths.append(sheet)
-    return paths
-
-
-def report(images: "list[GeneratedImage]", paths: list[Path], as_json: bool) -> None:
-    """Where the pictures are, on standard output."""
-    if as_json:
-        from arimage.cli.console import print_json
-
-        print_json(
-            [{"path": str(path), "recipe": image.recipe.model_dump(mode="json")} for image, path in zip(images, paths)]
-        )
-    else:
-        for path in paths:
-            print(path)

@@ -40,9 +40,11 @@ def init(
     from arimage.configuration import ModelConfig, load_yaml
     from arimage.errors import UsageError
     from arimage.initialization import initialize_folder, read_corpus
+    from arimage.output import check_writable
 
     if output.exists():
         raise UsageError(f"{output} exists already; choose another folder or remove it")
+    check_writable([output])
     if dtype not in ("float32", "bfloat16"):
         raise UsageError(f"--dtype must be float32 or bfloat16, got {dtype!r}")
     import torch
@@ -83,9 +85,11 @@ def assemble(
 
     from arimage.assemble import assemble as run
     from arimage.errors import UsageError
+    from arimage.output import check_writable
 
     if output.exists():
         raise UsageError(f"{output} exists already; choose another folder or remove it")
+    check_writable([output])
     if dtype not in ("float32", "bfloat16"):
         raise UsageError(f"--dtype must be float32 or bfloat16, got {dtype!r}")
     chosen = {}

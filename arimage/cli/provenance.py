@@ -54,10 +54,11 @@ def reproduce(
     """
     from arimage.cli.console import Console, print_json
     from arimage.errors import ArimageError
-    from arimage.output import output_format, read_recipe
+    from arimage.output import check_writable, lossy_notice, output_format, read_recipe
 
     if output is not None:
         output_format(output)
+        check_writable([output])
     recipe = read_recipe(picture)
     if recipe is None:
         raise ArimageError(f"{picture} carries no recipe, so it cannot be made again")
@@ -73,6 +74,8 @@ def reproduce(
     result = compare(picture, made, recipe)
     if output is not None:
         made.save(output)
+        if notice := lossy_notice(output, recipe.protects, made.deep is not None):
+            console.note(f"note: {notice}")
     if json:
         print_json({"identical": result.identical, "changed_pixels": result.changed_pixels,
                     "largest_difference": result.largest_difference, "reasons": list(result.reasons)})  # fmt: skip

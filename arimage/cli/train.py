@@ -53,9 +53,12 @@ def prepare(
     """
     from arimage.cli.console import Console
     from arimage.configuration import load_yaml
+    from arimage.output import check_writable
     from arimage.training.config import TrainConfig
+    from arimage.training.prepare import INDEX
     from arimage.training.prepare import prepare as run
 
+    check_writable([output / INDEX])
     console = Console(quiet)
     made = run(load_yaml(config, TrainConfig, overrides or []), output, count, shard, console.note)
     print(f"{output}: {made.samples} samples in {made.shards} shards, {made.skipped} skipped")

@@ -12,6 +12,7 @@ from arimage.data.fonts import FontPack
 from arimage.evaluation.run import Outcome, Row
 from arimage.output import write_whole
 
+REPORT = (RESULTS, TABLE, SHEET) = ("results.json", "results.md", "sheet.png")
 SIDE = 144
 COLUMNS = 6
 CAPTION = 54
@@ -39,11 +40,11 @@ def write_report(
             for o in outcomes
         ],
     }  # fmt: skip
-    write_whole(folder / "results.json", json.dumps(data, ensure_ascii=False, indent=1).encode())
-    write_whole(folder / "results.md", (markdown(table, figures) + "\n").encode())
+    write_whole(folder / RESULTS, json.dumps(data, ensure_ascii=False, indent=1).encode())
+    write_whole(folder / TABLE, (markdown(table, figures) + "\n").encode())
     if shown and outcomes:
         every = max(1, len(outcomes) // shown)
-        sheet(outcomes[::every][:shown], fonts).save(folder / "sheet.png")
+        sheet(outcomes[::every][:shown], fonts).save(folder / SHEET)
 
 
 def markdown(table: Sequence[Row], figures: Mapping[str, float]) -> str:
