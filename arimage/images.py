@@ -100,7 +100,7 @@ def _decode(file: BinaryIO, path: str | None, name: str, max_pixels: int, deep: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(file, formats=FORMATS)  # type: ignore[arg-type]
+            image = Image.open(file, formats=FORMATS)
         except UnidentifiedImageError:
             raise InputImageError(f"{name} is not a picture in a known format ({', '.join(FORMATS)})") from None
         except Image.DecompressionBombError as error:

@@ -15,6 +15,7 @@ from arimage.autoregressive.layout import preview_grid, target_grid
 from arimage.autoregressive.model import AutoregressiveModel
 from arimage.checkpoint import build_autoencoder, build_glyph_encoder
 from arimage.configuration import ModelConfig
+from arimage.engine import TOKEN_BATCH
 from arimage.quantization import GROUP, is_quantized
 from arimage.weights import unfilled
 from decoder.autoencoder import TILE_PIXELS, TILED_ABOVE_PIXELS
@@ -68,7 +69,7 @@ def fit_plans(config: ModelConfig, memory: float, size: int) -> list[FitPlan]:
     """Ways to make one square picture of ``size`` pixels on a GPU of ``memory`` GB, the plainest first."""
     sizes = network_sizes(config)
     work = dict(zip((one.network for one in sizes), _working_memory(config, size)))
-    reading = f"reads {sum(one.gigabytes() for one in sizes):.1f} GB of weights for every call"
+    reading = f"reads {sum(one.gigabytes() for one in sizes):.1f} GB of weights for every call of up to {TOKEN_BATCH} pictures"
     plans = []
     for weights, one_at_a_time in product(WEIGHT_BYTES, (False, True)):
         held = {one.network: one.gigabytes(WEIGHT_BYTES[weights]) for one in sizes}

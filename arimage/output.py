@@ -113,7 +113,8 @@ def keeps_pixels(path: Path, protected: bool) -> bool:
 def lossy_notice(path: Path, protected: bool, deep: bool = False) -> str | None:
     """What a picture loses in a file of this name of the part that was protected in it."""
     if protected and not keeps_pixels(path, protected):
-        return f"{path} is JPEG, which changes every pixel: .png and .webp keep bit for bit what was protected"
+        keeps = ".png keeps" if deep else ".png and .webp keep"
+        return f"{path} is JPEG, which changes every pixel: {keeps} bit for bit what was protected"
     if deep and output_format(path) != "PNG":
         return f"{path} has 8 bits a channel: .png keeps the 16 of what was protected"
     return None

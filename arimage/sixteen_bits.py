@@ -7,7 +7,7 @@ and the two are put together here. It writes 8 bits a channel, so PNGs of 16 are
 import struct
 import sys
 import zlib
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
@@ -17,6 +17,7 @@ from arimage.errors import InputImageError
 OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 READABLE = ("RGB;16", "RGBA;16", "RGBX;16")
 PLANAR, BITS_PER_SAMPLE = 284, 258
+FORMATS = ("PNG", "TIFF")
 FULL = 65535
 SUB_FILTER = 1
 
@@ -36,12 +37,12 @@ def bits_of(image: Image.Image) -> int:
     return 16 if any(map(_is_16, _raw_modes(image))) else 8
 
 
-def read_values(image: Image.Image, file: BinaryIO) -> np.ndarray | None:
+def read_values(image: Image.Image, file: BinaryIO | None) -> np.ndarray | None:
     """All 16 bits of a picture: (H, W, 3) uint16, with alpha as a fourth channel where it has one.
 
     Args:
         image: as Pillow decoded and turned it upright.
-        file: that it came from.
+        file: that it came from; without it, of a Pillow image, only grey ones have them.
 
     Returns:
         None where Pillow does not give them (premultiplied alpha, CMYK, a TIFF with its channels apart).
@@ -50,7 +51,9 @@ def read_values(image: Image.Image, file: BinaryIO) -> np.ndarray | None:
         grey = np.asarray(image)
         whole = grey.min() >= 0 and grey.max() <= FULL
         return np.repeat(grey.astype(np.uint16)[..., None], 3, axis=-1) if whole else None
-    again = Image.open(file)
+    if file is None:
+        return None
+    again = Image.open(file, formats=FORMATS)
     modes = set(_raw_modes(again))
     if modes == {"LA;16B"}:
         again.tile = [tile._replace(args="RGBA") for tile in again.tile]
@@ -94,10 +97,10 @@ def _is_planar(image: Image.Image) -> bool:
     return image.format == "TIFF" and image.tag_v2.get(PLANAR) == 2  # type: ignore[attr-defined]
 
 
-def _other_byte(args: str | tuple) -> str | tuple:
-    mode = args if isinstance(args, str) else args[0]
-    other = mode[:-1] + OTHER_BYTE[mode[-1]]
-    return other if isinstance(args, str) else (other, *args[1:])
+def _other_byte(args: Any) -> Any:
+    if isinstance(args, str):
+        return args[:-1] + OTHER_BYTE[args[-1]]
+    return (_other_byte(args[0]), *args[1:])
 
 
 def _upright(image: Image.Image) -> np.ndarray:
