@@ -157,7 +157,9 @@ def check_writable(paths: Iterable[Path]) -> None:
         try:
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            folder = next(parent for parent in path.parents if parent.exists())
+            folder = next((parent for parent in path.parents if parent.exists()), None)
+            if folder is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             for part in (path, *(folder / name for name in path.relative_to(folder).parts)):
                 with suppress(FileNotFoundError):
                     part.stat()

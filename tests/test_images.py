@@ -129,6 +129,20 @@ def test_sixteen_bits_that_cannot_be_read_are_known_of():
     assert open_picture(photo(8, 8), deep=True).deep is None
 
 
+def test_damaged_files_of_sixteen_bits_are_refused_or_read():
+    generator = random.Random(0)
+    for data in (sixteen_bit_png(sixteen(3)), grey_and_alpha_png(sixteen(2)), sixteen_bit_tiff(sixteen(3))):
+        for _ in range(60):
+            broken = bytearray(data[: generator.randrange(len(data) // 2, len(data))])
+            broken[generator.randrange(len(broken))] ^= 1 << generator.randrange(8)
+            try:
+                picture = open_picture(bytes(broken), deep=True)
+            except InputImageError as error:
+                assert "\n" not in str(error)
+            else:
+                assert picture.deep is None or picture.deep.shape[:2] == picture.size
+
+
 @pytest.mark.parametrize("channels", [3, 4])
 def test_pngs_of_sixteen_bits_are_written(channels):
     cv2 = pytest.importorskip("cv2")
