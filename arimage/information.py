@@ -69,7 +69,8 @@ def fit_plans(config: ModelConfig, memory: float, size: int) -> list[FitPlan]:
     """Ways to make one square picture of ``size`` pixels on a GPU of ``memory`` GB, the plainest first."""
     sizes = network_sizes(config)
     work = dict(zip((one.network for one in sizes), _working_memory(config, size)))
-    reading = f"reads {sum(one.gigabytes() for one in sizes):.1f} GB of weights for every call of up to {TOKEN_BATCH} pictures"
+    whole = sum(one.gigabytes() for one in sizes)
+    reading = f"reads {whole:.1f} GB of weights for every call of up to {TOKEN_BATCH} pictures"
     plans = []
     for weights, one_at_a_time in product(WEIGHT_BYTES, (False, True)):
         held = {one.network: one.gigabytes(WEIGHT_BYTES[weights]) for one in sizes}
