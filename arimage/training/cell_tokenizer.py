@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from arimage.checkpoint import Checkpoint, Component
 from arimage.data.assets import Assets
+from arimage.data.records import Record
 from arimage.data.scenes.cells import cells_of, flat
 from arimage.training.batches import Example
 from arimage.training.cells import Classes, different_cells, neutral_view
@@ -50,7 +51,8 @@ class CellTokenizerObjective(Objective):
 
     def prepare(self, batches: Any) -> None:
         """Find the classes, and begin with directions of codes that are alike where their looks are."""
-        records, step = [], 0
+        records: list[Record] = []
+        step = 0
         while len(records) < self.settings.class_samples:
             records += [example.pictured for example in batches.examples(step)[0]]
             step += 1

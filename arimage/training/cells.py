@@ -186,8 +186,8 @@ def different_cells(
                 letter = bool(places[row, column] >= 0) and scale == 1
                 own = letter or key == ground
                 found[key] = (cells[row, column], thing_weight ** (scale - 1), own)
-    values, weights, own = zip(*found.values())
-    return torch.stack(values), torch.tensor(weights), torch.tensor(own)
+    different, weights, alone = zip(*found.values())
+    return torch.stack(different), torch.tensor(weights), torch.tensor(alone)
 
 
 def _commonest(keys: Tensor) -> bytes:
