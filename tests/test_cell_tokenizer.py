@@ -18,7 +18,7 @@ from arimage.data.scenes.spec import Background, SceneSpec, Shade, scene_spec
 from arimage.errors import DataError
 from arimage.evaluation.codes import CHANGES, characters, stability
 from arimage.training.cells import Classes, different_cells, neutral_view
-from arimage.training.loop import build_objective, train
+from arimage.training.loop import Run, build_objective, train
 from tests.test_training import CPU, assets, metrics, stage, start  # noqa: F401
 from tokenizer.semantic_tokenizer import half_size_pixels
 
@@ -109,14 +109,31 @@ def test_letters_have_codes_of_their_own(assets: Path) -> None:  # noqa: F811
     assert own.sum() >= len(letters)
 
 
+def interrupted_at(run: Run, step: int) -> Any:
+    """The run's own step, until a step at which somebody presses Ctrl-C."""
+    own = run._one_step
+
+    def one_step(incoming: Any) -> dict[str, float]:
+        if run.step == step:
+            raise KeyboardInterrupt
+        return own(incoming)
+
+    return one_step
+
+
 def test_codes_learn_to_ignore_the_background(start: Path, assets: Path, tmp_path: Path) -> None:  # noqa: F811
     scenes = {"tasks": {"subject": 1}, "sizes": [[128, 128]], "patterns": 0.0, "jitter": 0, "cells": 8, "phrases": 0.0,
               "english_letters": 8, "concepts": 4}  # fmt: skip
     config = stage(
-        "tokenizer", start, assets, tmp_path, steps=60, batch_size=8, learning_rate=3e-3, sample_every=60,
-        muon=["visual.blocks.*.weight"], data=[{"scenes": scenes, "assets": str(assets)}], evaluation=[],
+        "tokenizer", start, assets, tmp_path, steps=60, batch_size=8, learning_rate=4e-3, sample_every=60,
+        save_every=30, muon=["visual.blocks.*.weight"], data=[{"scenes": scenes, "assets": str(assets)}], evaluation=[],
         tokenizer={"neutral": True, "components": 32, "class_samples": 48, "wear": 0.0},
     )  # fmt: skip
+    first_half = Run(config)
+    first_half.start()
+    first_half._one_step = interrupted_at(first_half, 40)  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        first_half.run()
     folder = train(config)
     rows = metrics(tmp_path)
     first, last = (sum(row["things_right"] for row in part) / 8 for part in (rows[:8], rows[-8:]))
@@ -131,6 +148,16 @@ def test_codes_learn_to_ignore_the_background(start: Path, assets: Path, tmp_pat
     ]
     assert kept[1] > kept[0] + 0.2
     assert list((tmp_path / "samples").glob("*.png"))
+    classes = tmp_path / "classes.safetensors"
+    later = {"neutral": True, "components": 32, "classes": str(classes), "wear": 0.0}
+    data = {"data": [{"scenes": scenes, "assets": str(assets)}], "evaluation": [], "steps": 2, "batch_size": 8}
+    on = stage("tokenizer", folder, assets, tmp_path / "on", tokenizer=later, warmup=0, learning_rate=1e-6, **data)
+    train(on)
+    assert metrics(tmp_path / "on")[0]["things_right"] > 0.8 * last  # the codes mean what they meant
+    for settings, reason in (({"components": 16}, "another tokenizer"), ({"classes": "none.safetensors"}, "none")):
+        wrong = stage("tokenizer", folder, assets, tmp_path / "wrong", tokenizer=later | settings, **data)
+        with pytest.raises(DataError, match=reason):
+            train(wrong)
 
 
 def test_places_do_not_enter_the_codes(start: Path, assets: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -8,25 +8,30 @@ into one code.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFilter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from arimage.checkpoint import Checkpoint, Component
 from arimage.data.assets import Assets
 from arimage.data.records import Record
 from arimage.data.scenes.cells import cells_of, flat
+from arimage.errors import DataError
 from arimage.training.batches import Example
 from arimage.training.cells import Classes, different_cells, neutral_view
 from arimage.training.config import TrainConfig
 from arimage.training.objective import Losses, Objective, generator, picture
 from tokenizer.semantic_tokenizer import half_size_pixels
 
+CLASSES = "classes.safetensors"
 TEMPERATURE = 0.05
-PLACES = ("visual.embeddings.*",)
+FIXED = ("visual.embeddings.*", "post_quant_conv.*")
 NOISE, BLUR = 0.06, 1.2
 
 
@@ -44,13 +49,15 @@ class CellTokenizerObjective(Objective):
         pixels = 3 * self.patch**2
         self.classes = Classes(pixels, min(settings.components, pixels), quantizer.config.num_embeddings)
         self.assets = Assets.open(_assets(config))
-        self.fixed = PLACES
+        self.fixed = FIXED
         with torch.no_grad():
             self.visual.embeddings.position_embedding.weight.zero_()
-            self.post_quant_conv.requires_grad_(False)
 
     def prepare(self, batches: Any) -> None:
-        """Find the classes, and begin with directions of codes that are alike where their looks are."""
+        """Find the classes and begin with directions of codes that are alike where their looks are, or take them up."""
+        if self.settings.classes is not None:
+            self.classes.load_state_dict(read_classes(Path(self.settings.classes), self.classes))
+            return
         records: list[Record] = []
         step = 0
         while len(records) < self.settings.class_samples:
@@ -63,6 +70,7 @@ class CellTokenizerObjective(Objective):
         whitened = F.normalize(self.classes.centers[:, :size] / self.classes.centers[:, :size].std(dim=0), dim=-1)
         with torch.no_grad():
             self.codebook[:, : whitened.shape[1]].copy_(whitened)
+        save_file(self.classes.state_dict(), Path(self.config.output) / CLASSES)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         views, neutral, letters = [], [], []
@@ -118,6 +126,22 @@ class CellTokenizerObjective(Objective):
             rows = [view, *(self.classes.painted(codes, self.patch)[0].cpu() for codes in (true, given))]
             shown.append((f"looks of codes {number}", picture(torch.cat(rows, dim=-1))))
         return shown
+
+
+def read_classes(path: Path, like: Classes) -> dict[str, Tensor]:
+    """The classes that an earlier run found, ``classes.safetensors`` in its output.
+
+    Raises:
+        DataError: the file cannot be read, or belongs to another number of codes or components.
+    """
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"tokenizer.classes: cannot read {path}: {error}") from None
+    wanted = {name: tuple(value.shape) for name, value in like.state_dict().items()}
+    if {name: tuple(value.shape) for name, value in found.items()} != wanted:
+        raise DataError(f"tokenizer.classes: {path} holds classes of another tokenizer; wanted are {wanted}")
+    return found
 
 
 def _assets(config: TrainConfig) -> str:

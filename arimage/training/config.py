@@ -62,6 +62,8 @@ class TokenizerTraining(_Strict):
     Attributes:
         neutral: codes are classes of cells of scenes on neutral ground, which the encoder learns to name from the whole
             picture (:mod:`arimage.training.cell_tokenizer`); of the settings below only those that say so count.
+        classes: with ``neutral``, the file ``classes.safetensors`` of an earlier run, whose codes then keep their
+            meaning; by default the run finds its own classes and writes them into its output.
         components, class_samples, class_iterations: with ``neutral``, principal components of a cell's pixels that are
             compared, scenes in which cells are gathered, and rounds of k-means.
         large_cells: with ``neutral``, the weight of a different cell in scenes twice as large as the smallest.
@@ -78,6 +80,7 @@ class TokenizerTraining(_Strict):
     """
 
     neutral: bool = False
+    classes: str | None = None
     components: int = Field(96, ge=1)
     class_samples: int = Field(6000, ge=1)
     class_iterations: int = Field(15, ge=1)
