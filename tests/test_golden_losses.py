@@ -38,6 +38,7 @@ def first_losses(name: str, folder: Path) -> list[float]:
         "steps": STEPS[name], "precision": '"no"', "log_every": 1, "evaluation": "[]", "trackers": "[]",
         "sample_every": 999, "accumulation": 1, "warmup": 2, "scenes.groups": "[]", "scenes.minimum_rating": 1,
         "scenes.concepts": 12, "scenes.fonts": "null", "autoencoder.crop": 64,
+        "tokenizer.class_samples": 32,
     }  # fmt: skip
     overrides = [f"{key}={value}" for key, value in settings.items()]
     stage = load_yaml(ROOT / "configs" / "nano" / f"{name}.yaml", TrainConfig, overrides)

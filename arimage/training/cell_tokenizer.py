@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from arimage.checkpoint import Checkpoint, Component
@@ -23,6 +23,7 @@ from arimage.data.assets import Assets
 from arimage.data.records import Record
 from arimage.data.scenes.cells import cells_of, flat
 from arimage.errors import DataError
+from arimage.output import write_whole
 from arimage.training.batches import Example
 from arimage.training.cells import Classes, different_cells, neutral_view
 from arimage.training.config import TrainConfig
@@ -70,7 +71,7 @@ class CellTokenizerObjective(Objective):
         whitened = F.normalize(self.classes.centers[:, :size] / self.classes.centers[:, :size].std(dim=0), dim=-1)
         with torch.no_grad():
             self.codebook[:, : whitened.shape[1]].copy_(whitened)
-        save_file(self.classes.state_dict(), Path(self.config.output) / CLASSES)
+        write_whole(Path(self.config.output) / CLASSES, save(self.classes.state_dict()))
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         views, neutral, letters = [], [], []

@@ -111,9 +111,8 @@ class Classes(torch.nn.Module):
             filled[: len(fixed)] = False
             centers[filled] = moved[filled] / total[filled, None]
             empty = (total == 0).nonzero()[:, 0]
-            empty = empty[empty >= len(fixed)]
-            if len(empty):
-                centers[empty] = rest[(distance * rest_share).topk(len(empty)).indices]
+            empty = empty[empty >= len(fixed)][: len(rest)]
+            centers[empty] = rest[(distance * rest_share).topk(len(empty)).indices]
         self.centers.copy_(centers)
         distance, _ = _nearest(points, centers)
         left = (centred - points @ self.basis.T).square().sum(dim=1)
