@@ -775,7 +775,10 @@ def test_what_decides_the_weights_is_named_with_both_values(start: Path, assets:
     assert named == "data.0.scenes.sizes [[64, 64]] → [[96, 64]]"
     older = signature.settings_of(config, "a", 1)
     del older["stage"]["muon"], older["stage"]["decoder"]["whole"]
+    older["stage"]["decoder"]["gone"] = 0.0
     assert signature.differences(older, signature.settings_of(config, "a", 1)) == []
+    older["stage"]["decoder"]["gone"] = 0.5
+    assert signature.differences(older, signature.settings_of(config, "a", 1)) == ["decoder.gone 0.5 → absent"]
 
 
 def test_a_constant_schedule_can_be_made_longer(start: Path, assets: Path, tmp_path: Path) -> None:
@@ -1027,6 +1030,14 @@ def test_preparing_goes_on_where_it_stopped_and_other_networks_are_refused(
     batches = StepBatches([cached], 1, lambda examples: {}, CaptionConfig())
     with pytest.raises(DataError, match=r"the last: .*shard-00001\.safetensors:\d: "):
         [batches.examples(step) for step in range(12)]
+    index = tmp_path / "whole" / "index.json"
+    about = json.loads(index.read_text())
+    about["about"]["data"][0]["path"] = "photos/"
+    apart = tmp_path / "apart"
+    shutil.copytree(tmp_path / "whole", apart)
+    (apart / "index.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match="sources were not cropped with their targets"):
+        CacheSource(apart, 0, 2, None)
     with pytest.raises(DataError, match="other networks or settings"):
         prepare(config.model_copy(update={"seed": 3}), tmp_path / "whole", 12, 4, lambda text: None)
 

@@ -122,7 +122,7 @@ def reason(error: Exception) -> str:
     elif isinstance(error, OSError) and error.strerror:
         text = error.strerror
     else:
-        text = next((line for line in str(error).splitlines() if line.strip()), "")
+        text = next((line.rstrip(" :") for line in str(error).splitlines() if line.strip()), "")
         if not isinstance(error, (ArimageError, OSError, ValueError)) or not text:
             text = f"{type(error).__name__}: {text}".removesuffix(": ")
     return _printable(text)

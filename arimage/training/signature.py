@@ -5,7 +5,7 @@ run that was never stopped; where to write, how often to look and what to spend 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -28,12 +28,7 @@ def settings_of(config: TrainConfig, start_weights: str, processes: int) -> dict
 
 def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of such settings those that decide the weights. The batch is that of all processes."""
-    stage = settings["stage"]
-    try:  # a setting that is younger than the state has its default
-        stage = TrainConfig.model_validate(stage).model_dump(mode="json")
-    except ValidationError:
-        stage = dict(stage)
-    kept = {name: value for name, value in stage.items() if name not in FREE}
+    kept = {name: value for name, value in _completed(settings["stage"]).items() if name not in FREE}
     for subject in get_args(Subject):
         if subject != kept["train"]:
             kept.pop(subject, None)
@@ -60,6 +55,32 @@ def evaluated_alike(made_with: Mapping[str, Any], now: Mapping[str, Any]) -> boo
     """Whether figures of evaluations may be compared."""
     names = ("evaluation", "evaluation_batches", "captions", "batch_size")
     return all(made_with["stage"].get(name) == now["stage"].get(name) for name in names)
+
+
+def _completed(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage of another release: settings that it does not know have their defaults, those that are gone and were off
+    (empty, 0, false) are left out."""
+    stage = json.loads(json.dumps(stage))
+    gone: list[tuple[tuple[int | str, ...], Any]] = []
+    try:
+        TrainConfig.model_validate(stage)
+    except ValidationError as error:
+        for place in (found["loc"] for found in error.errors() if found["type"] == "extra_forbidden"):
+            gone.append((place, _section(stage, place).pop(place[-1])))
+    try:
+        stage = TrainConfig.model_validate(stage).model_dump(mode="json")
+    except ValidationError:  # a value that is no longer allowed: compared as it stands
+        pass
+    for place, value in gone:
+        if value:
+            _section(stage, place)[place[-1]] = value
+    return stage
+
+
+def _section(stage: Any, place: Sequence[int | str]) -> Any:
+    for part in place[:-1]:
+        stage = stage[part]
+    return stage
 
 
 def _flat(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
