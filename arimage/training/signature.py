@@ -6,6 +6,7 @@ run that was never stopped; where to write, how often to look and what to spend 
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -60,21 +61,19 @@ def evaluated_alike(made_with: Mapping[str, Any], now: Mapping[str, Any]) -> boo
 def _completed(stage: Mapping[str, Any]) -> dict[str, Any]:
     """A stage of another release: settings that it does not know have their defaults, those that are gone and were off
     (empty, 0, false) are left out."""
-    stage = json.loads(json.dumps(stage))
+    known: dict[str, Any] = json.loads(json.dumps(stage))
     gone: list[tuple[tuple[int | str, ...], Any]] = []
     try:
-        TrainConfig.model_validate(stage)
+        TrainConfig.model_validate(known)
     except ValidationError as error:
         for place in (found["loc"] for found in error.errors() if found["type"] == "extra_forbidden"):
-            gone.append((place, _section(stage, place).pop(place[-1])))
-    try:
-        stage = TrainConfig.model_validate(stage).model_dump(mode="json")
-    except ValidationError:  # a value that is no longer allowed: compared as it stands
-        pass
+            gone.append((place, _section(known, place).pop(place[-1])))
+    with suppress(ValidationError):  # a value that is no longer allowed is compared as it stands
+        known = TrainConfig.model_validate(known).model_dump(mode="json")
     for place, value in gone:
         if value:
-            _section(stage, place)[place[-1]] = value
-    return stage
+            _section(known, place)[place[-1]] = value
+    return known
 
 
 def _section(stage: Any, place: Sequence[int | str]) -> Any:
