@@ -71,6 +71,11 @@ class Picture:
         return digest.hexdigest()
 
 
+def hidden(path: str | os.PathLike[str]) -> bool:
+    """Whether a file, or a folder on the way to it, has a name that begins with a dot: no picture of a person's."""
+    return any(part.startswith(".") and part not in (".", "..") for part in Path(path).parts)
+
+
 def open_picture(source: PictureInput, max_pixels: int = MAX_PIXELS, *, deep: bool = False) -> Picture:
     """Open a picture from a file, bytes or a Pillow image.
 

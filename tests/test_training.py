@@ -26,9 +26,10 @@ from arimage.errors import DataError, UsageError
 from arimage.initialization import initialize_folder
 from arimage.output import read_recipe
 from arimage.pipeline import load
-from arimage.training import state
-from arimage.training.batches import Example, StepBatches
-from arimage.training.config import CaptionConfig, SourceConfig, TrainConfig
+from arimage.training import signature, state
+from arimage.training.bad_samples import BadSample, BadSamples
+from arimage.training.batches import Example, StepBatches, loader
+from arimage.training.config import AutoregressiveTraining, CaptionConfig, LoraConfig, SourceConfig, TrainConfig
 from arimage.training.decoder import training_levels, window_corners
 from arimage.training.loop import Run, TrainingStopped, build_objective, learning_rate, train
 from arimage.training.prepare import CacheSource, prepare
@@ -701,10 +702,138 @@ def test_a_damaged_state_is_passed_over_and_old_ones_are_removed(start: Path, as
     assert state.newest(states) == states / "step-00000004"
 
 
-def test_a_state_of_other_settings_is_refused(start: Path, assets: Path, tmp_path: Path) -> None:
-    train(stage("decoder", start, assets, tmp_path / "run"))
-    with pytest.raises(DataError, match="other settings"):
-        train(stage("decoder", start, assets, tmp_path / "run", learning_rate=5e-4))
+@pytest.fixture(scope="session")
+def one_step(start: Path, assets: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A stage that has been trained, for one step."""
+    output = tmp_path_factory.mktemp("one-step") / "run"
+    config = stage("autoregressive", start, assets, output, steps=1, warmup=1, evaluation=[])
+    train(config)
+    return config
+
+
+@pytest.fixture
+def trained(one_step: TrainConfig, tmp_path: Path) -> TrainConfig:
+    """It, in a folder of the test's own."""
+    shutil.copytree(one_step.output, tmp_path / "run")
+    return one_step.model_copy(update={"output": str(tmp_path / "run")})
+
+
+def test_a_state_of_other_settings_is_refused_and_they_are_named(trained: TrainConfig, tmp_path: Path) -> None:
+    other = trained.model_copy(update={"steps": 4, "seed": 1, "autoregressive": AutoregressiveTraining(copies=0.5)})
+    with pytest.raises(DataError) as caught:
+        train(other)
+    assert str(caught.value) == (
+        f"{tmp_path}/run/states/step-00000001 was made with other settings: seed 0 → 1, steps 1 → 4, "
+        "autoregressive.copies 0.0 → 0.5. Put them back, choose another output, or begin a new schedule of 4 steps "
+        "from its weights with restart=true"
+    )
+    file = tmp_path / "stage.yaml"
+    file.write_text(other.model_dump_json(), encoding="utf-8")
+    with pytest.raises(SystemExit) as left:
+        cli(["train", str(file)])
+    assert left.value.code == 1
+    contents = json.loads((tmp_path / "run" / "states" / "step-00000001" / "state.json").read_text())
+    kept = TrainConfig.model_validate(contents["settings"]["stage"])
+    assert kept == trained.model_copy(update={"output": kept.output})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gradient_checkpointing": True}, {"evaluation_batches": 3}, {"max_bad_share": 0.5}, {"evaluation": []},
+        {"workers": 2}, {"keep": 9}, {"output": "elsewhere"}, {"tokenizer": {"decay": 0.5}}, {"restart": True},
+        {"schedule": "constant", "steps": 99, "final_share": 0.5}, {"autoencoder": {"statistics_samples": 9}},
+    ],
+)  # fmt: skip
+def test_what_does_not_decide_the_weights_may_change(
+    change: dict[str, Any], start: Path, assets: Path, tmp_path: Path
+) -> None:
+    plain = stage("decoder", start, assets, tmp_path)
+    fixed = {"schedule": "constant"} if "schedule" in change else {}
+    before, after = (
+        signature.settings_of(config.model_copy(update=fixed), "hash", 1)
+        for config in (plain, validate({**plain.model_dump(), **change}, TrainConfig, "test"))
+    )
+    assert signature.differences(before, after) == []
+
+
+def test_what_decides_the_weights_is_named_with_both_values(start: Path, assets: Path, tmp_path: Path) -> None:
+    config = stage("decoder", start, assets, tmp_path)
+
+    def different(change: dict[str, Any], start_weights: str = "a", processes: int = 1) -> list[str]:
+        changed = validate({**config.model_dump(), **change}, TrainConfig, "test")
+        made = signature.settings_of(changed, start_weights, processes)
+        return signature.differences(signature.settings_of(config, "a", 1), made)
+
+    assert different({"batch_size": 1}, processes=2) == []
+    assert different({}, processes=2) == ["batch_size 2 → 4"]
+    assert different({}, start_weights="b") == ["start a → b"]
+    assert different({"schedule": "constant"}) == ["schedule cosine → constant"]
+    assert different({"muon": ["*a*"], "betas": [0.8, 0.9]}) == ["betas [0.9, 0.95] → [0.8, 0.9]", 'muon [] → ["*a*"]']
+    source = config.data[0].model_dump()
+    (named,) = different({"data": [{**source, "scenes": {**source["scenes"], "sizes": [[96, 64]]}}]})
+    assert named == "data.0.scenes.sizes [[64, 64]] → [[96, 64]]"
+    older = signature.settings_of(config, "a", 1)
+    del older["stage"]["muon"], older["stage"]["decoder"]["whole"]
+    older["stage"]["decoder"]["gone"] = 0.0
+    assert signature.differences(older, signature.settings_of(config, "a", 1)) == []
+    older["stage"]["decoder"]["gone"] = 0.5
+    assert signature.differences(older, signature.settings_of(config, "a", 1)) == ["decoder.gone 0.5 → absent"]
+
+
+def test_a_constant_schedule_can_be_made_longer(start: Path, assets: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"schedule": "constant", "evaluation": [], "save_every": 9}
+    straight = train(stage("autoregressive", start, assets, tmp_path / "straight", steps=3, **settings))
+    train(stage("autoregressive", start, assets, tmp_path / "longer", steps=2, **settings))
+    longer = train(stage("autoregressive", start, assets, tmp_path / "longer", steps=3, **settings))
+    assert losses(tmp_path / "longer") == losses(tmp_path / "straight")
+    assert Checkpoint.open(longer).weights_hash() == Checkpoint.open(straight).weights_hash()
+
+
+def test_a_new_schedule_begins_from_the_weights_of_a_state(
+    trained: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It counts its own steps, sees new data, goes on where it was stopped, and does not begin twice."""
+    output = Path(trained.output)
+    shutil.copytree(output, tmp_path / "straight")
+    again = trained.model_copy(update={"steps": 3, "restart": True, "save_every": 1})
+    straight = train(again.model_copy(update={"output": str(tmp_path / "straight")}))
+    run = Run(again)
+    run.start()
+    first = state.load_state(output / "states" / "step-00000001")
+    weights = run.objective.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in first.weights.items())
+    assert run.average is not None
+    assert all(torch.equal(value, first.average[name]) for name, value in run.average.values.items())
+    run.save = stop_after(run, 3)  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    resumed = train(again)
+    assert losses(output) == losses(tmp_path / "straight")
+    assert Checkpoint.open(resumed).weights_hash() == Checkpoint.open(straight).weights_hash()
+    rates = {row["step"]: row["learning_rate"] for row in metrics(output)}
+    assert [rates[step] for step in (2, 3, 4)] == [learning_rate(again, step) for step in range(3)]
+    capsys.readouterr()
+    train(again)
+    assert "all steps of these settings are done" in capsys.readouterr().out
+    assert sorted(losses(output)) == [1, 2, 3, 4]
+
+
+def test_a_new_schedule_needs_the_same_networks(trained: TrainConfig) -> None:
+    pytest.importorskip("peft")
+    with pytest.raises(DataError, match=r"step-00000001 holds weights of other networks \(.*q_proj\.base_layer"):
+        train(trained.model_copy(update={"lora": LoraConfig(), "restart": True}))
+
+
+def test_a_state_that_does_not_say_its_settings_is_gone_on_from(
+    trained: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run" / "states" / "step-00000001" / "state.json"
+    contents = json.loads(file.read_text())
+    del contents["settings"], contents["facts"]["first"]
+    file.write_text(json.dumps({**contents, "signature": "of another release"}))
+    train(trained)
+    assert "does not say with which settings" in capsys.readouterr().out
 
 
 def test_the_newest_state_can_be_written_out_without_training_on(start: Path, assets: Path, tmp_path: Path) -> None:
@@ -750,18 +879,59 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(start: Path
     assert sorted(losses(tmp_path / "skip")) == [1, 2, 3, 5, 6]
 
 
-def test_bad_samples_are_named_and_too_many_stop_the_run(
-    start: Path, assets: Path, handful: Path, tmp_path: Path
+def spoil(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / f"{name}.png").write_bytes(b"no picture")
+        (folder / f"{name}.txt").write_text(name, encoding="utf-8")
+
+
+def test_a_bad_sample_is_named_and_counted_once_however_often_a_run_is_started(
+    start: Path, assets: Path, handful: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (handful / "bad.png").write_bytes(b"no picture")
-    (handful / "bad.txt").write_text("bad", encoding="utf-8")
-    source = [{"path": str(handful), "sides": [64]}]
-    settings = {"data": source, "evaluation": []}
-    train(stage("autoencoder", start, assets, tmp_path / "run", **settings))
-    assert "bad.png" in (tmp_path / "run" / "bad-samples.txt").read_text()
-    config = stage("autoencoder", start, assets, tmp_path / "many", steps=80, max_bad_share=0.001, **settings)
-    with pytest.raises(TrainingStopped, match=r"1 of 10\d samples"):
-        train(config)
+    spoil(handful, "bad")
+    settings = {"data": [{"path": str(handful), "sides": [64]}], "evaluation": [], "schedule": "constant"}
+    for steps in (1, 2):
+        train(stage("autoregressive", start, assets, tmp_path / "run", steps=steps, **settings))
+        assert f"1 of the 3 samples of {handful} cannot be used" in capsys.readouterr().out
+        lines = (tmp_path / "run" / "bad-samples.txt").read_text().splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith(f"{handful}/bad.png: the picture is not a picture")
+    spoil(handful, "worse")
+    with pytest.raises(TrainingStopped, match=r"2 of the 4 samples of .*max_bad_share=0.05; .*bad-samples.txt names"):
+        train(stage("autoregressive", start, assets, tmp_path / "run", steps=3, **settings))
+    train(stage("autoregressive", start, assets, tmp_path / "run", steps=3, max_bad_share=0.5, **settings))
+
+
+@pytest.mark.parametrize(
+    ("bad", "size", "most", "stops"),
+    [(1, 4, 0.05, False), (2, 4, 0.05, True), (1, 4, 0.0, True), (6, 1_000_000, 0.05, False), (3, 30, 0.1, False),
+     (4, 30, 0.1, True), (20, 1_000_000, 1e-5, True)],
+)  # fmt: skip
+def test_bad_samples_are_a_share_of_their_data_set(bad: int, size: int, most: float, stops: bool) -> None:
+    found = BadSamples(None, most, {"set": size, "large": 10**9})
+    for _ in range(9):
+        found.add(BadSample("set", f"sample {number}", "broken") for number in range(bad))
+        found.add([BadSample("large", "one", "broken"), BadSample("endless", "one", "broken")])
+    assert (found.excess() is not None) == stops
+    assert found.counts() == {"set": bad, "large": 1, "endless": 1}
+
+
+def test_a_sample_that_breaks_while_training_is_replaced_by_one_of_its_bucket(handful: Path) -> None:
+    source = SourceConfig(path=str(handful), sides=(64,))
+    batches = StepBatches([source], 1, lambda examples: {}, CaptionConfig(dropout=0.0))
+    spoil(handful, "one")
+    found = BadSamples(None, 0.05, batches.sizes)
+    for step in range(6):
+        examples, bad = batches.examples(step)
+        found.add(bad)
+        assert examples[0].caption == "picture two"
+    assert list(found.found) == [(str(handful), f"{handful}/one.png")]
+    assert found.excess() is None
+    spoil(handful, "two")
+    for workers in (0, 1):
+        with pytest.raises(DataError, match=r"8 samples in a row cannot be read; .*(one|two)\.png: ") as caught:
+            next(loader(batches, 0, 2, workers))
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -854,6 +1024,20 @@ def test_preparing_goes_on_where_it_stopped_and_other_networks_are_refused(
     )
     with pytest.raises(DataError, match="another tokenizer or autoencoder"):
         Run(from_cache)
+    damaged = tmp_path / "whole" / "shard-00001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    cached = SourceConfig(cache=str(tmp_path / "whole"))
+    batches = StepBatches([cached], 1, lambda examples: {}, CaptionConfig())
+    with pytest.raises(DataError, match=r"the last: .*shard-00001\.safetensors:\d: "):
+        [batches.examples(step) for step in range(12)]
+    index = tmp_path / "whole" / "index.json"
+    about = json.loads(index.read_text())
+    about["about"]["data"][0]["path"] = "photos/"
+    apart = tmp_path / "apart"
+    shutil.copytree(tmp_path / "whole", apart)
+    (apart / "index.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match="sources were not cropped with their targets"):
+        CacheSource(apart, 0, 2, None)
     with pytest.raises(DataError, match="other networks or settings"):
         prepare(config.model_copy(update={"seed": 3}), tmp_path / "whole", 12, 4, lambda text: None)
 

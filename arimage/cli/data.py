@@ -115,12 +115,14 @@ def check(
     else:
         _print_report(report)
     if not report.usable:
-        raise DataError(f"{path} holds no usable sample")
+        raise DataError(f"{path} holds no usable sample; the first: {report.problems[0][1]}")
 
 
 def _print_report(report: "Report") -> None:
     lines: dict[str, Any] = {
         "samples": f"{report.samples}, {report.usable} usable, {report.edits} edits",
+        "sources": f"{report.sources.get('aligned', 0)} are cropped with their target, "
+        f"{report.sources.get('whole', 0)} of another shape stay whole",
         "sizes": ", ".join(f"{name} {width}x{height}" for name, (width, height) in report.sizes.items()),
         "buckets": ", ".join(f"{name}: {count}" for name, count in report.buckets.items()),
         "cropped": ", ".join(f"{name} {share:.0%}" for name, share in report.cropped.items()),
@@ -131,6 +133,8 @@ def _print_report(report: "Report") -> None:
         "ratings": ", ".join(f"{name}: {count}" for name, count in sorted(report.ratings.items())),
         "duplicates": f"{len(report.duplicates)} groups, {len(report.near_duplicates)} more that look almost the same",
     }
+    if not report.edits:
+        del lines["sources"]
     for name, text in lines.items():
         print(f"{name:20} {text}")
     for kind, groups in (("same", report.duplicates), ("almost the same", report.near_duplicates)):
@@ -216,11 +220,14 @@ def domain(
 
 def _records(source: str, count: int, first: int, tasks: list[str] | None, size: int) -> "tuple[list[Record], Any]":
     """Records of a stage, of scenes, or of people's own data; and fonts for their captions."""
+    from itertools import islice
+
+    from arimage.cli.console import Console
     from arimage.data.assets import SPRITES, Assets
-    from arimage.data.folders import OwnData
+    from arimage.data.folders import OwnData, readable
     from arimage.data.scenes import Scenes, SceneSettings
     from arimage.data.scenes.settings import TASKS
-    from arimage.errors import UsageError
+    from arimage.errors import DataError, UsageError
 
     path = Path(source)
     if path.suffix in (".yaml", ".yml"):
@@ -238,8 +245,12 @@ def _records(source: str, count: int, first: int, tasks: list[str] | None, size:
         return [scenes[index] for index in range(first, first + count)], assets.fonts
     if tasks:
         raise UsageError("--task is for scenes; your own data has none")
-    data = OwnData(source)
-    return [sample.read() for sample in data[first : first + count]], None
+    console = Console()
+    found = readable(OwnData(source)[first:], lambda name, reason: console.note(f"left out: {reason}"))
+    records = list(islice(found, count))
+    if not records:
+        raise DataError(f"{source} holds no usable sample from number {first} on")
+    return records, None
 
 
 def _stage_records(path: Path, count: int, first: int, tasks: list[str] | None) -> "tuple[list[Record], Any]":

@@ -163,7 +163,7 @@ def _split(inputs: list[str], variation: bool) -> tuple[list[Path], str, bool]:
     import glob
 
     from arimage.errors import InputImageError, UsageError
-    from arimage.images import SUFFIXES
+    from arimage.images import SUFFIXES, hidden
 
     names, prompt = (inputs, "") if variation else (inputs[:-1], inputs[-1])
     if not names:
@@ -175,7 +175,9 @@ def _split(inputs: list[str], variation: bool) -> tuple[list[Path], str, bool]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
+            found = sorted(
+                entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and not hidden(entry.name)
+            )
             if not found:
                 raise InputImageError(f"{path} holds no pictures ({', '.join(SUFFIXES)})")
             pictures += found

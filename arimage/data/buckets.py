@@ -2,20 +2,26 @@
 
 Sides are multiples of 32. The order of batches is a pure function of the seed and the epoch, so that training goes
 on exactly where it stopped, with any number of processes and workers.
+
+A pair has one placement: sources of the target's shape, and the mask, are scaled and cropped as the target is.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
 from PIL import Image
 
+from arimage.data.records import Record
+
 Size = tuple[int, int]
 STEP = 32
 MAX_ASPECT = 3.0
+MOSTLY_CUT = 0.25
+SAME_SHAPE = 0.02
 ASPECTS = (1 / 3, 9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 3.0)
 
 
@@ -53,10 +59,14 @@ class Placed:
     top: int
     kept: float
 
-    def apply(self, image: Image.Image) -> Image.Image:
-        """The picture in its bucket, RGB."""
-        scaled = image.convert("RGB").resize(self.scaled, Image.Resampling.LANCZOS)
-        return scaled.crop((self.left, self.top, self.left + self.size[0], self.top + self.size[1]))
+    def apply(self, image: Image.Image, resampling: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+        """A picture in its bucket, in its own mode. One of another size is placed as if it had this one's."""
+        right, bottom = self.left + self.size[0], self.top + self.size[1]
+        if self.kept < MOSTLY_CUT:  # of a strip, scaling the whole could take more memory than there is
+            x, y = image.width / self.scaled[0], image.height / self.scaled[1]
+            box = (self.left * x, self.top * y, min(right * x, image.width), min(bottom * y, image.height))
+            return image.resize(self.size, resampling, box=box)
+        return image.resize(self.scaled, resampling).crop((self.left, self.top, right, bottom))
 
 
 def place(width: int, height: int, buckets: Sequence[Size], offset: tuple[float, float] = (0.5, 0.5)) -> Placed:
@@ -83,6 +93,27 @@ def place(width: int, height: int, buckets: Sequence[Size], offset: tuple[float,
     scaled = max(size[0], round(width * scale)), max(size[1], round(height * scale))
     left, top = (round((big - small) * part) for big, small, part in zip(scaled, size, offset))
     return Placed(size, scaled, left, top, size[0] * size[1] / (scaled[0] * scaled[1]))
+
+
+def same_shape(first: Size, second: Size) -> bool:
+    """Whether two pictures (width, height) have one aspect ratio, within 2 %: then one can lie exactly on the other."""
+    return abs(math.log(first[0] * second[1] / (first[1] * second[0]))) <= SAME_SHAPE
+
+
+def in_bucket(record: Record, buckets: Sequence[Size]) -> Record:
+    """A record in its target's bucket, with one placement for everything that shows the same place.
+
+    Sources of the target's shape, at whatever size, and the mask get the target's scale and crop. A source of another
+    shape, such as the person of an identity reference, cannot lie on the target and stays whole.
+    """
+    size = record.image.size
+    placed = place(*size, buckets)
+    return replace(
+        record,
+        image=placed.apply(record.image),
+        sources=tuple(placed.apply(source) if same_shape(source.size, size) else source for source in record.sources),
+        mask=None if record.mask is None else placed.apply(record.mask, Image.Resampling.NEAREST),
+    )
 
 
 class BucketBatches:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from arimage.data.buckets import Placed, Size, place
+from arimage.data.buckets import Placed, Size, place, same_shape
 from arimage.data.folders import OwnData
 from arimage.data.records import Record
 from arimage.errors import DataError
@@ -26,6 +26,8 @@ class Report:
     Attributes:
         samples, usable, edits: how many there are, can be read, and have sources.
         problems: (name, reason) of what cannot be read.
+        sources: of the edits: how many have their target's shape and are cropped with it (``aligned``), and how many
+            stay whole (``whole``).
         sizes: smallest, median and largest width and height of the usable pictures.
         enlarged: pictures that are smaller than their bucket.
         buckets: usable pictures by ``WxH``.
@@ -42,6 +44,7 @@ class Report:
     usable: int = 0
     edits: int = 0
     problems: list[tuple[str, str]] = field(default_factory=list)
+    sources: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     enlarged: int = 0
     buckets: dict[str, int] = field(default_factory=dict)
@@ -70,7 +73,8 @@ def check(
     sizes: list[tuple[int, int]] = []
     placed: list[Placed] = []
     lengths: list[int] = []
-    counters: dict[str, Counter[str]] = {name: Counter() for name in ("captions", "languages", "ratings", "buckets")}
+    counted = ("sources", "captions", "languages", "ratings", "buckets")
+    counters: dict[str, Counter[str]] = {name: Counter() for name in counted}
     exact: dict[str, list[str]] = defaultdict(list)
     hashes: list[tuple[str, int]] = []
     shown: list[Record] = []
@@ -85,6 +89,8 @@ def check(
             continue
         report.usable += 1
         report.edits += bool(record.sources)
+        for source in record.sources:
+            counters["sources"]["aligned" if same_shape(source.size, record.image.size) else "whole"] += 1
         if min(record.image.size) < SMALLEST:
             report.problems.append((sample.name, f"{sample.name}: only {record.image.width}x{record.image.height} px"))
         sizes.append(record.image.size)

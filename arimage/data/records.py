@@ -1,11 +1,31 @@
-"""One sample of a data set, whatever it comes from."""
+"""One sample of a data set, whatever it comes from, and what happens when something is wrong with it."""
 
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
 
+from arimage.errors import ArimageError, DataError
+
 MAX_RATING = 5
+
+
+class SampleError(DataError):
+    """One sample cannot be used: the message is its name and the reason, on one line.
+
+    Attributes:
+        name, reason: its two parts.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+    def __reduce__(self) -> Any:
+        return SampleError, (self.name, self.reason)
 
 
 @dataclass(frozen=True)
@@ -55,3 +75,59 @@ class EncodedRecord:
     task: str = "picture"
     rating: int = 3
     name: str = ""
+
+
+class Sample:
+    """A record that is not read yet.
+
+    Args:
+        name: for messages: the file, and the line, row or key in it; no two samples of a data set share one.
+        load: gives the record. Whatever it raises makes this sample bad, and no other.
+    """
+
+    def __init__(self, name: str, load: Callable[[], Record]) -> None:
+        self.name, self.load = _printable(name), load
+
+    def read(self) -> Record:
+        """The record.
+
+        Raises:
+            SampleError: something is wrong with it.
+        """
+        try:
+            return replace(self.load(), name=self.name)
+        except Exception as error:  # what decoders raise on people's files has no common class
+            raise SampleError(self.name, reason(error)) from None
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Let whatever is raised inside say what it is about.
+
+    Raises:
+        DataError: ``what: reason``, on one line.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise DataError(f"{what}: {reason(error)}") from None
+
+
+def reason(error: Exception) -> str:
+    """Why something cannot be read, on one line that can be printed anywhere."""
+    if isinstance(error, UnicodeDecodeError):
+        text = f"byte {error.start + 1} is not UTF-8"
+    elif isinstance(error, json.JSONDecodeError):
+        text = f"no valid JSON: {error.msg} (character {error.pos + 1})"
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    else:
+        text = next((line.rstrip(" :") for line in str(error).splitlines() if line.strip()), "")
+        if not isinstance(error, (ArimageError, OSError, ValueError)) or not text:
+            text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    return _printable(text)
+
+
+def _printable(text: str) -> str:
+    """Bytes of a file's name that are no UTF-8 become escapes, so that the name can be printed and written."""
+    return text.encode("utf-8", "backslashreplace").decode()

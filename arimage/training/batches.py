@@ -12,11 +12,12 @@ from random import Random
 from typing import Any, Protocol
 
 from arimage.data.assets import Assets
-from arimage.data.buckets import BucketBatches, bucket_sizes, place
+from arimage.data.buckets import BucketBatches, bucket_sizes, in_bucket, place
 from arimage.data.folders import OwnData
-from arimage.data.records import EncodedRecord, Record
+from arimage.data.records import EncodedRecord, Record, SampleError
 from arimage.data.scenes import Scenes
-from arimage.errors import DataError
+from arimage.errors import ArimageError, DataError
+from arimage.training.bad_samples import BadSample
 from arimage.training.config import CaptionConfig, SourceConfig
 
 RETRIES = 8
@@ -48,12 +49,18 @@ class Batch:
     """What :class:`StepBatches` gives: the objective's tensors, and the samples that could not be read."""
 
     tensors: dict[str, Any]
-    bad: list[tuple[str, str]]
-    read: int
-    source: int
+    bad: list[BadSample]
 
 
 class _Source(Protocol):
+    """A data set: its name, how many samples it has (None: endless), and those that were bad from the start."""
+
+    name: str
+    unreadable: list[BadSample]
+
+    @property
+    def size(self) -> int | None: ...
+
     def records(self, draw: int, count: int) -> Sequence[Callable[[int], Any]]:
         """Readers of the ``draw``-th batch of ``count`` samples; a reader takes the number of the attempt."""
 
@@ -62,6 +69,8 @@ class _SceneSource:
     def __init__(self, config: SourceConfig, seed: int, batch: int) -> None:
         assert config.scenes is not None
         assert config.assets is not None
+        self.name, self.size = f"the scenes of {config.assets}", None
+        self.unreadable: list[BadSample] = []
         settings = config.scenes.model_copy(update={"seed": config.scenes.seed + seed})
         self.scenes = Scenes(Assets.open(config.assets), settings, run=batch)
 
@@ -77,33 +86,44 @@ class _OwnSource:
 
     def __init__(self, config: SourceConfig, seed: int, batch: int) -> None:
         assert config.path is not None
-        self.data = OwnData(config.path)
+        self.data, self.name = OwnData(config.path), config.path
+        self.size = len(self.data)
         self.buckets = tuple(size for side in config.sides for size in bucket_sizes(side))
-        sizes: list[tuple[int, int]] = []
+        self.places: list[tuple[int, int]] = []
         self.usable: list[int] = []
-        self.unreadable: list[tuple[str, str]] = []
+        self.unreadable: list[BadSample] = []
         for index, sample in enumerate(self.data):
             try:
                 record = sample.read()
-            except DataError as error:
-                self.unreadable.append((sample.name, str(error)))
+            except SampleError as error:
+                self.unreadable.append(BadSample(self.name, sample.name, str(error)))
                 continue
             if record.rating >= config.minimum_rating:
                 self.usable.append(index)
-                sizes.append(place(*record.image.size, self.buckets).size)
+                self.places.append(place(*record.image.size, self.buckets).size)
         if not self.usable:
-            raise DataError(f"{config.path} holds no sample that can be used (rating >= {config.minimum_rating})")
-        self.batches = BucketBatches(sizes, batch, seed)
+            first = f"; the first that cannot be read: {self.unreadable[0].reason}" if self.unreadable else ""
+            raise DataError(
+                f"{config.path} holds no sample that can be used (rating >= {config.minimum_rating}){first}"
+            )
+        self.batches = BucketBatches(self.places, batch, seed)
         self._epochs: dict[int, list[list[int]]] = {}
 
     def records(self, draw: int, count: int) -> list[Callable[[int], Record]]:
         per_epoch = len(self._epoch(0))
         batch = self._epoch(draw // per_epoch)[draw % per_epoch]
 
-        def reader(place_in_batch: int) -> Callable[[int], Record]:
-            return lambda attempt: self._read(batch[(place_in_batch + attempt) % len(batch)])
+        def reader(index: int) -> Callable[[int], Record]:
+            return lambda attempt: self._read(self._neighbour(index, attempt))
 
-        return [reader(number) for number in range(min(count, len(batch)))]
+        return [reader(index) for index in batch[:count]]
+
+    def _neighbour(self, index: int, steps: int) -> int:
+        """A sample, or another one of its bucket in its place."""
+        if not steps:
+            return index
+        members = self.batches.members[self.places[index]]
+        return members[(members.index(index) + steps) % len(members)]
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         if epoch not in self._epochs:
@@ -112,12 +132,7 @@ class _OwnSource:
         return self._epochs[epoch]
 
     def _read(self, index: int) -> Record:
-        record: Record = self.data[self.usable[index]].read()
-        bucket = place(record.image.width, record.image.height, self.buckets)
-        mask = None if record.mask is None else bucket.apply(record.mask).convert("L")
-        return Record(
-            bucket.apply(record.image), record.captions, record.sources, mask, record.task, record.rating, record.name
-        )
+        return in_bucket(self.data[self.usable[index]].read(), self.buckets)
 
 
 class StepBatches:
@@ -150,9 +165,14 @@ class StepBatches:
         self._random = Random(f"sources/{seed}")
 
     @property
-    def unreadable(self) -> list[tuple[str, str]]:
-        """Samples that were set aside at the start, with the reason."""
-        return [bad for source in self.sources for bad in getattr(source, "unreadable", [])]
+    def unreadable(self) -> list[BadSample]:
+        """Samples that were set aside at the start."""
+        return [bad for source in self.sources for bad in source.unreadable]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many samples each data set has that is not endless."""
+        return {source.name: source.size for source in self.sources if source.size is not None}
 
     def turn(self, step: int) -> tuple[int, int]:
         """(source, which of its batches) of a step."""
@@ -162,11 +182,12 @@ class StepBatches:
             self._drawn[source] += 1
         return self._order[step]
 
-    def examples(self, step: int) -> tuple[list[Example], list[tuple[str, str]]]:
+    def examples(self, step: int) -> tuple[list[Example], list[BadSample]]:
         """This process's examples of a step, and what could not be read."""
-        source, draw = self.turn(step)
+        number, draw = self.turn(step)
+        source = self.sources[number]
         count = self.batch_size * self.processes
-        readers = self.sources[source].records(draw, count)
+        readers = source.records(draw, count)
         mine = range(self.process * self.batch_size, (self.process + 1) * self.batch_size)
         examples, bad = [], []
         for place_in_batch in mine:
@@ -175,17 +196,17 @@ class StepBatches:
                 try:
                     record = readers[place_in_batch](attempt)
                     break
-                except DataError as error:
-                    bad.append((getattr(error, "name", "sample"), str(error)))
+                except SampleError as error:
+                    bad.append(BadSample(source.name, error.name, str(error)))
             if record is None:
-                raise DataError(f"{RETRIES} samples in a row cannot be read; the last: {bad[-1][1]}")
+                raise DataError(f"{RETRIES} samples in a row cannot be read; the last: {bad[-1].reason}")
             random = Random(f"example/{self.seed}/{step}/{place_in_batch}")
             examples.append(Example(record, self._caption(record, random), random.getrandbits(62)))
         return examples, bad
 
     def __getitem__(self, step: int) -> Batch:
         examples, bad = self.examples(step)
-        return Batch(self.collate(examples), bad, len(examples) + len(bad), self.turn(step)[0])
+        return Batch(self.collate(examples), bad)
 
     def _caption(self, record: Record | EncodedRecord, random: Random) -> str:
         if random.random() < self.captions.dropout:
@@ -220,16 +241,34 @@ def loader(batches: StepBatches, first: int, steps: int, workers: int) -> Iterat
         return (batches[step] for step in range(first, steps))
     from torch.utils.data import DataLoader
 
-    return iter(
-        DataLoader(
-            batches,  # type: ignore[arg-type]
-            batch_size=None,
-            sampler=range(first, steps),
-            num_workers=workers,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]
-            prefetch_factor=4,
-        )
+    made: DataLoader[Any] = DataLoader(
+        _Guarded(batches),  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=range(first, steps),
+        num_workers=workers,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
+        prefetch_factor=4,
     )
+    return map(_or_raise, iter(made))
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """Batches of a worker process; our own errors come as values, or torch would put a traceback into their text."""
+
+    batches: StepBatches
+
+    def __getitem__(self, step: int) -> Batch | ArimageError:
+        try:
+            return self.batches[step]
+        except ArimageError as error:
+            return error
+
+
+def _or_raise(made: Batch | ArimageError) -> Batch:
+    if isinstance(made, ArimageError):
+        raise made
+    return made
 
 
 def _as_it_is(batch: Batch) -> Batch:

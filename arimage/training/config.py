@@ -263,7 +263,10 @@ class TrainConfig(_Strict):
         save_every, keep: states are saved every so many steps; the last ``keep`` and the best stay.
         on_spike: what to do when the loss is not finite or above ``spike_factor`` times its running median.
         assets, scenes: what every source of scenes has in common, under its own settings.
-        max_bad_share: the run stops when more of its samples than that were unreadable.
+        max_bad_share: the run stops when more than that share of a data set's samples, rounded up to whole ones, cannot
+            be used.
+        restart: where the newest state was made with other settings, begin a new schedule of ``steps`` steps from its
+            weights; the optimiser and the warm-up start afresh. Where it was made with these, the run goes on with it.
     """
 
     train: Subject
@@ -298,6 +301,7 @@ class TrainConfig(_Strict):
     on_spike: Literal["stop", "skip", "ignore"] = "stop"
     spike_factor: float = Field(10.0, gt=1)
     max_bad_share: float = Field(0.05, ge=0, le=1)
+    restart: bool = False
     trackers: tuple[str, ...] = ("tensorboard",)
     assets: str | None = None
     scenes: dict[str, Any] = Field(default_factory=dict)

@@ -9,7 +9,6 @@ that it would have given anyway.
 """
 
 import fnmatch
-import hashlib
 import json
 import math
 import os
@@ -31,7 +30,9 @@ from torch import Tensor
 from arimage.checkpoint import Checkpoint, update_checkpoint
 from arimage.data.records import Record
 from arimage.errors import ArimageError, DataError, UsageError
-from arimage.training import state
+from arimage.training import signature, state
+from arimage.training.bad_samples import FILE as BAD_SAMPLES
+from arimage.training.bad_samples import BadSample, BadSamples
 from arimage.training.batches import Batch, StepBatches, loader
 from arimage.training.config import TrainConfig
 from arimage.training.objective import Objective
@@ -39,10 +40,6 @@ from arimage.training.optimizer import build_optimizer
 from arimage.training.progress import Progress
 
 STATES, SAMPLES, FINISHED = "states", "samples", "checkpoint"
-UNSIGNED = (
-    "workers", "steps", "log_every", "save_every", "keep", "evaluate_every", "sample_every", "trackers", "output",
-    "samples", "compile", "on_spike", "spike_factor",
-)  # fmt: skip
 SPIKE_WINDOW = 50
 SHARDED = ("Layer", "Block", "AdaptiveNorm")
 COMPILED = ("Layer", "Block", "Encoder", "Decoder")
@@ -76,7 +73,7 @@ def build_objective(checkpoint: Checkpoint, config: TrainConfig, device: torch.d
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of a step (0-based): linear warm-up, then the schedule."""
+    """The rate of a step of the schedule (0-based): linear warm-up, then its fall."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
     if config.schedule == "constant":
@@ -134,7 +131,6 @@ class Run:
 
             add_adapters(self.objective, config.lora)
         self.learning = choose_trainable(self.objective, config)
-        self.signature = self._signature()
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         self.batches = StepBatches(
             config.data, config.batch_size, self.objective.collate, config.captions,
@@ -147,40 +143,74 @@ class Run:
                 config.captions.model_copy(update={"dropout": 0.0}),
                 seed=config.seed + 1, process=process, processes=processes, encoders=self._encoders,
             )  # fmt: skip
-        self.step = 0
+        self.settings = signature.settings_of(config, self.checkpoint.weights_hash(), processes)
+        self.step = self.first = 0
+        self.pending: list[BadSample] = []
         self.recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
-        self.facts: dict[str, Any] = {"bad": 0, "read": 0, "skipped": 0, "best": None, "best_step": None}
+        self.facts: dict[str, Any] = {"skipped": 0, "best": None, "best_step": None}
 
     def _encoders(self) -> str:
         from arimage.training.prepare import encoders_hash
 
         return encoders_hash(self.checkpoint)
 
-    def _signature(self) -> str:
-        """What a saved state must have been made with to be gone on from."""
-        settings = self.config.model_dump(mode="json", exclude=set(UNSIGNED))
-        settings["batch_size"] = self.config.batch_size * self.accelerator.num_processes
-        settings["total_steps"] = self.config.steps if self.config.schedule != "constant" else None
-        settings["start"] = self.checkpoint.weights_hash()
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    @property
+    def last(self) -> int:
+        """The step at which the schedule ends; it began at :attr:`first`."""
+        return self.first + self.config.steps
 
     # Set up
 
     def start(self) -> None:
-        """Prepare the networks and go on from the newest valid state, if there is one."""
+        """Prepare the networks and go on from the newest valid state, if there is one.
+
+        Raises:
+            DataError: that state was made with other settings.
+        """
         config = self.config
         newest = state.newest(self.output / STATES)
-        saved = None if newest is None else state.load_state(newest, self.signature)
+        saved = None if newest is None else state.load_state(newest)
+        restarted = False
         if saved is None:
             self._seed(-1)
             self.objective.prepare(self.batches)
+        else:
+            restarted = self._made_otherwise(saved, str(newest))
         self.model, self.optimizer = self._prepared()
+        if saved is not None:
+            self._load_weights(saved)
         self.average = None if config.ema is None else state.Average(config.ema, self._trainable())
         if saved is not None:
-            self._restore(saved)
-            self._say(f"going on from step {self.step}")
+            self._restore(saved, restarted)
+            self._say(f"a new schedule from step {self.step}" if restarted else f"going on from step {self.step}")
+            if config.restart and self.step >= self.last:
+                self._say("all steps of these settings are done; another number of steps or seed begins a new schedule")
         if self.main and config.trackers:
             self.accelerator.init_trackers("run")
+
+    def _made_otherwise(self, saved: state.Saved, path: str) -> bool:
+        """Whether a state was made with other settings, and its weights alone are asked for.
+
+        Raises:
+            DataError: it was, and they are not; or it is of other networks.
+        """
+        if saved.settings is None:
+            self._say(f"{path} does not say with which settings it was made: it is taken for a state of this run")
+            return False
+        different = signature.differences(saved.settings, self.settings)
+        if not different:
+            return False
+        if not self.config.restart:
+            raise DataError(
+                f"{path} was made with other settings: {', '.join(different)}. Put them back, choose another output, "
+                f"or begin a new schedule of {self.config.steps} steps from its weights with restart=true"
+            )
+        shapes = {name: tuple(value.shape) for name, value in self.objective.state_dict().items()}
+        found = {name: tuple(value.shape) for name, value in saved.weights.items()}
+        other = [name for name in (*shapes, *found) if shapes.get(name) != found.get(name)]
+        if other:
+            raise DataError(f"{path} holds weights of other networks ({other[0]}); choose another output")
+        return True
 
     def _optimizer(self) -> torch.optim.Optimizer:
         named = [(name, p) for name, p in self.objective.named_parameters() if p.requires_grad]
@@ -219,53 +249,62 @@ class Run:
                 if hasattr(module, "reshard"):
                     module.reshard()
 
-    def _restore(self, saved: state.Saved) -> None:
-        from torch.distributed.checkpoint.state_dict import (
-            StateDictOptions,
-            set_model_state_dict,
-            set_optimizer_state_dict,
-        )
+    def _load_weights(self, saved: state.Saved) -> None:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
         options = StateDictOptions(full_state_dict=True, strict=False)
         set_model_state_dict(self.model, dict(saved.weights), options=options)
+
+    def _restore(self, saved: state.Saved, restarted: bool) -> None:
+        """Take up what a state holds besides weights; of one with other settings the average and the best figure."""
+        if not restarted:
+            self._load_optimizer(saved)
+        if self.average is not None:
+            for name, value in self.average.values.items():
+                if name in saved.average or not restarted:
+                    _copy_full(value, saved.average[name])
+        self.step = saved.step
+        self.first = saved.step if restarted else saved.facts.pop("first", 0)
+        recent = saved.facts.pop("recent", [])
+        self.facts |= {name: saved.facts[name] for name in self.facts if name in saved.facts}
+        if saved.settings is not None and not signature.evaluated_alike(saved.settings, self.settings):
+            self.facts |= {"best": None, "best_step": None}
+        self.recent.extend([] if restarted else recent)
+        self.objective.load_facts(saved.facts.get("objective", {}))
+
+    def _load_optimizer(self, saved: state.Saved) -> None:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+        if self._by_deepspeed:
+            self._say("the saved state holds no optimiser (DeepSpeed keeps its own): it starts afresh")
+            return
         flat: dict[str, Any] = {"state": {}, "param_groups": saved.groups}
         for key, value in saved.optimizer.items():
             name, _, slot = key.rpartition("/")
             flat["state"].setdefault(name, {})[slot] = value
-        if self._by_deepspeed:
-            self._say("the saved state holds no optimiser (DeepSpeed keeps its own): it starts afresh")
-        else:
-            full = StateDictOptions(full_state_dict=True)
-            set_optimizer_state_dict(self.model, self.optimizer.optimizer, flat, options=full)
-        if self.average is not None:
-            for name, value in self.average.values.items():
-                _copy_full(value, saved.average[name])
-        self.step = saved.step
-        self.facts = saved.facts
-        self.recent.extend(saved.facts.pop("recent", []))
-        self.objective.load_facts(saved.facts.get("objective", {}))
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(self.model, self.optimizer.optimizer, flat, options=options)
 
     # The loop
 
     def run(self) -> Path:
         """Train to the last step and write the finished checkpoint; its folder."""
         config = self.config
-        progress = Progress(config.steps, self.step, quiet=not self.main)
-        for name, reason in self.batches.unreadable:
-            self._note_bad([(name, reason)])
+        self._look_at_data()
+        progress = Progress(self.last, self.step, quiet=not self.main)
         incoming = loader(
-            self.batches, self.step * config.accumulation, config.steps * config.accumulation, config.workers
+            self.batches, self.step * config.accumulation, self.last * config.accumulation, config.workers
         )
         self.model.train()
         since = time.perf_counter()
-        while self.step < config.steps:
+        while self.step < self.last:
             losses = self._one_step(incoming)
             self.step += 1
             if losses and self.step % config.log_every == 0:
                 elapsed, since = time.perf_counter() - since, time.perf_counter()
                 count = config.log_every * config.batch_size * config.accumulation * self.accelerator.num_processes
                 self._log({**losses, "samples_per_second": count / max(elapsed, 1e-9)}, progress)
-            done = self.step == config.steps
+            done = self.step == self.last
             if self.held_out is not None and (self.step % config.evaluate_every == 0 or done):
                 self._log(self.evaluate(), progress, "evaluation")
             if self.step % config.sample_every == 0 or done:
@@ -275,20 +314,21 @@ class Run:
             if self.step % min(config.evaluate_every, config.sample_every, config.save_every) == 0:
                 since = time.perf_counter()
         progress.close()
+        self.bad.add(self.pending)
         return self.export()
 
     def _one_step(self, incoming: Iterator[Batch]) -> dict[str, float]:
         """One optimiser step; its mean losses, or nothing if it was skipped."""
         config = self.config
         self._seed(self.step)
-        rate = learning_rate(config, self.step)
+        rate = learning_rate(config, self.step - self.first)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         totals: dict[str, float] = {}
         kept: list[Batch] = []
         for micro in range(config.accumulation):
             batch = next(incoming)
-            self._count(batch)
+            self.pending += batch.bad
             kept.append(batch)
             last = micro == config.accumulation - 1
             with _nothing() if last else self._unsynchronised():
@@ -299,6 +339,7 @@ class Run:
                 totals[name] = totals.get(name, 0.0) + float(value.detach()) / config.accumulation
         norm = self.accelerator.clip_grad_norm_(self._learning_parameters(), config.clip)
         totals = self._over_processes(totals)
+        self._count_bad()
         totals |= {"gradient_norm": float(norm), "learning_rate": rate}
         if not self._sound(totals, kept):
             self.optimizer.zero_grad(set_to_none=True)
@@ -336,13 +377,16 @@ class Run:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def _over_processes(self, totals: dict[str, float]) -> dict[str, float]:
+        """Means over the processes; bad samples that any of them found are known to all afterwards."""
         if self.accelerator.num_processes == 1:
             return totals
         from accelerate.utils import gather_object
 
-        rows: list[dict[str, float]] = gather_object([totals])
-        names = dict.fromkeys(name for row in rows for name in row)
-        return {name: statistics.fmean([row[name] for row in rows if name in row]) for name in names}
+        rows: list[tuple[dict[str, float], list[BadSample]]] = gather_object([(totals, self.pending)])
+        self.pending = [bad for _, found in rows for bad in found]
+        figures = [row for row, _ in rows]
+        names = dict.fromkeys(name for row in figures for name in row)
+        return {name: statistics.fmean([row[name] for row in figures if name in row]) for name in names}
 
     def _sound(self, totals: Mapping[str, float], batches: list[Batch]) -> bool:
         """Whether a step may be taken; stops the run when it may not and the config says so."""
@@ -391,23 +435,23 @@ class Run:
             return type(tensors)(self._moved(value) for value in tensors)
         return tensors
 
-    def _count(self, batch: Batch) -> None:
-        self.facts["read"] += batch.read
-        self._note_bad(batch.bad)
-        share = self.facts["bad"] / max(1, self.facts["read"])
-        if self.facts["read"] >= 100 and share > self.config.max_bad_share:
-            raise TrainingStopped(
-                f"{self.facts['bad']} of {self.facts['read']} samples could not be used, more than "
-                f"max_bad_share={self.config.max_bad_share}; they are named in {self.output / 'bad-samples.txt'}"
-            )
+    def _look_at_data(self) -> None:
+        """Name what the data sets hold that cannot be used; too much of it ends the run before its first step."""
+        both = [self.batches] if self.held_out is None else [self.batches, self.held_out]
+        sizes = {name: size for batches in both for name, size in batches.sizes.items()}
+        self.bad = BadSamples(self.output if self.main else None, self.config.max_bad_share, sizes)
+        self.pending += [bad for batches in both for bad in batches.unreadable]
+        self._count_bad()
+        for data, count in self.bad.counts().items():
+            self._say(f"{count} of the {sizes[data]} samples of {data} cannot be used: see {self.output / BAD_SAMPLES}")
 
-    def _note_bad(self, bad: list[tuple[str, str]]) -> None:
-        if not bad:
-            return
-        self.facts["bad"] += len(bad)
-        self.output.mkdir(parents=True, exist_ok=True)
-        with (self.output / "bad-samples.txt").open("a", encoding="utf-8") as handle:
-            handle.writelines(f"{reason}\n" for _, reason in bad)
+    def _count_bad(self) -> None:
+        if self.pending:
+            self.bad.add(self.pending)
+            self.pending = []
+            excess = self.bad.excess()
+            if excess is not None:
+                raise TrainingStopped(excess)
 
     # Looking, saving
 
@@ -434,7 +478,9 @@ class Run:
         with self.averaged():
             self._seed(-2)
             for number in range(count):
-                losses = self.model(self._moved(self.held_out[number].tensors))
+                batch = self.held_out[number]
+                self.pending += batch.bad
+                losses = self.model(self._moved(batch.tensors))
                 for name, value in losses.items():
                     found.setdefault(name, []).append(float(value))
             means = {name: statistics.fmean(values) for name, values in found.items()}  # not all batches have all parts
@@ -467,7 +513,7 @@ class Run:
         """Save everything that the next step depends on."""
         saved = self._gathered()
         if self.main:
-            state.save_state(self.output / STATES, saved, self.signature)
+            state.save_state(self.output / STATES, saved)
             state.thin(self.output / STATES, self.config.keep, self.facts["best_step"])
         self.accelerator.wait_for_everyone()
 
@@ -485,9 +531,11 @@ class Run:
             for slot, value in slots.items()
         }
         average = {} if self.average is None else {n: state.gathered(v) for n, v in self.average.values.items()}
-        facts = {**self.facts, "recent": list(self.recent), "objective": self.objective.facts()}
+        facts = {
+            **self.facts, "first": self.first, "recent": list(self.recent), "objective": self.objective.facts(),
+        }  # fmt: skip
         groups = optimizer.get("param_groups", [])
-        return state.Saved(self.step, self._weights(), flat, average, groups, facts)
+        return state.Saved(self.step, self._weights(), flat, average, groups, self.settings, facts)
 
     def _weights(self) -> dict[str, Tensor]:
         """All weights and buffers in full, by the objective's own names."""
@@ -595,7 +643,7 @@ def train(config: TrainConfig, finish: bool = False) -> Path:
 
     Raises:
         UsageError: the config contradicts itself or the checkpoint.
-        DataError: the data cannot be used.
+        DataError: the data cannot be used, or the newest state was made with other settings.
         TrainingStopped: the loss left its track, or too many samples were bad.
     """
     run = Run(config)

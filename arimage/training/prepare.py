@@ -20,9 +20,10 @@ from torch import Tensor
 
 from arimage.checkpoint import Checkpoint
 from arimage.data.buckets import BucketBatches
-from arimage.data.records import EncodedRecord, Record
+from arimage.data.records import EncodedRecord, Record, SampleError, reason
 from arimage.errors import DataError
 from arimage.output import write_whole
+from arimage.training.bad_samples import BadSample, BadSamples
 from arimage.training.batches import StepBatches
 from arimage.training.config import TrainConfig
 from arimage.training.objective import pixels
@@ -35,7 +36,7 @@ INDEX = "index.json"
 
 @dataclass(frozen=True)
 class Prepared:
-    """How much :func:`prepare` made, and how many samples it had to leave out."""
+    """How much :func:`prepare` made, and how many of the data's samples cannot be used."""
 
     samples: int
     shards: int
@@ -61,7 +62,7 @@ def prepare(config: TrainConfig, folder: Path, count: int, shard: int, say: Call
     """Encode the first ``count`` samples of a stage's data.
 
     Raises:
-        DataError: the folder holds a cache of other networks or settings.
+        DataError: the folder holds a cache of other networks or settings, or too many samples are bad.
     """
     from accelerate import Accelerator
 
@@ -72,6 +73,8 @@ def prepare(config: TrainConfig, folder: Path, count: int, shard: int, say: Call
         "encoders": encoders_hash(checkpoint), "data": data, "seed": config.seed, "shard": shard,
         "batch_size": config.batch_size,
     }  # fmt: skip
+    if any(source.path for source in config.data):
+        about["placement"] = "pairs"
     index: dict[str, Any] = {"about": about, "shards": []}
     if (folder / INDEX).exists():
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -80,27 +83,30 @@ def prepare(config: TrainConfig, folder: Path, count: int, shard: int, say: Call
     encoder = _Encoder(checkpoint, device)
     batches = StepBatches(config.data, config.batch_size, lambda examples: {}, config.captions, seed=config.seed)
     shards: list[dict[str, Any]] = index["shards"]
-    skipped = sum(entry["skipped"] for entry in shards)
+    bad_samples = BadSamples(folder, config.max_bad_share, batches.sizes)
+    bad_samples.add(batches.unreadable)
     step = shards[-1]["next_step"] if shards else 0
     done = sum(entry["samples"] for entry in shards)
     while done < count:
         tensors: dict[str, Tensor] = {}
         rows: list[dict[str, Any]] = []
-        bad_count = 0
         while len(rows) < min(shard, count - done):
             examples, bad = batches.examples(step)
             step += 1
-            bad_count += len(bad)
+            bad_samples.add(bad)
+            excess = bad_samples.excess()
+            if excess is not None:
+                raise DataError(excess)
             for example in examples:
                 if isinstance(example.record, Record):
                     rows.append(encoder.add(example.record, len(rows), tensors))
         name = f"shard-{len(shards):05d}"
         _write_shard(folder, name, tensors, rows)
-        shards.append({"name": name, "samples": len(rows), "next_step": step, "skipped": bad_count})
+        shards.append({"name": name, "samples": len(rows), "next_step": step})
         write_whole(folder / INDEX, json.dumps(index, indent=1).encode())
-        done, skipped = done + len(rows), skipped + bad_count
-        say(f"{done} of {count} samples, {skipped} skipped")
-    return Prepared(done, len(shards), skipped)
+        done += len(rows)
+        say(f"{done} of {count} samples, {len(bad_samples.found)} skipped")
+    return Prepared(done, len(shards), len(bad_samples.found))
 
 
 class _Encoder:
@@ -167,6 +173,11 @@ class CacheSource:
                 f"{folder} was prepared with another tokenizer or autoencoder than the stage starts from; "
                 "prepare it again from this checkpoint"
             )
+        apart = any(source.get("path") for source in index["about"].get("data", []))
+        if apart and "placement" not in index["about"] and any(row["references"] for _, _, row in self.rows):
+            raise DataError(f"{folder} holds edits whose sources were not cropped with their targets; prepare it again")
+        self.name, self.size = str(folder), len(self.rows)
+        self.unreadable: list[BadSample] = []
         kinds = [(*row["size"], row["references"]) for _, _, row in self.rows]
         self.batches = BucketBatches(kinds, batch, seed)
         self._open = lru_cache(maxsize=4)(self._opened)
@@ -189,6 +200,12 @@ class CacheSource:
 
     def _read(self, index: int) -> EncodedRecord:
         shard, number, row = self.rows[index]
+        try:
+            return self._record(shard, number, row)
+        except Exception as error:  # a damaged file may raise anything
+            raise SampleError(f"{self.folder / shard}.safetensors:{number}", reason(error)) from None
+
+    def _record(self, shard: str, number: int, row: dict[str, Any]) -> EncodedRecord:
         file = self._open(shard)
 
         def tensor(name: str) -> Tensor:

@@ -18,8 +18,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from arimage.errors import DataError
-
 PATTERN = "step-*"
 
 
@@ -31,6 +29,7 @@ class Saved:
         step: optimiser steps done.
         weights, optimizer, average: tensors by name; ``average`` is empty without a moving average.
         groups: the optimiser's settings.
+        settings: what it was made with, see :mod:`arimage.training.signature`; None where a state does not say.
         facts: anything small and JSON: losses, counts, best figures.
     """
 
@@ -39,10 +38,11 @@ class Saved:
     optimizer: dict[str, Tensor]
     average: dict[str, Tensor]
     groups: list[Any]
+    settings: dict[str, Any] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def save_state(folder: Path, saved: Saved, signature: str) -> Path:
+def save_state(folder: Path, saved: Saved) -> Path:
     """Write a state under ``folder``; it appears whole or not at all."""
     final = folder / f"step-{saved.step:08d}"
     part = folder / f".{final.name}.{os.getpid()}.part"
@@ -54,7 +54,7 @@ def save_state(folder: Path, saved: Saved, signature: str) -> Path:
         save_file(_unshared(tensors), part / f"{name}.safetensors")
         files[f"{name}.safetensors"] = _hash(part / f"{name}.safetensors")
     contents = {
-        "step": saved.step, "signature": signature, "groups": saved.groups, "facts": saved.facts, "files": files,
+        "step": saved.step, "settings": saved.settings, "groups": saved.groups, "facts": saved.facts, "files": files,
     }  # fmt: skip
     with (part / "state.json").open("w", encoding="utf-8") as handle:
         json.dump(contents, handle, indent=1)
@@ -92,19 +92,13 @@ def newest(folder: Path) -> Path | None:
     return next((path for path in sorted(folder.glob(PATTERN), reverse=True) if valid(path)), None)
 
 
-def load_state(path: Path, signature: str) -> Saved:
-    """Read a state.
-
-    Raises:
-        DataError: it belongs to a run with other settings.
-    """
+def load_state(path: Path) -> Saved:
+    """Read a state."""
     contents = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    if contents["signature"] != signature:
-        raise DataError(
-            f"{path} was written by a run with other settings; choose another output folder, or put the settings back"
-        )
     parts = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "optimizer", "average")}
-    return Saved(contents["step"], groups=contents["groups"], facts=contents["facts"], **parts)
+    return Saved(
+        contents["step"], groups=contents["groups"], settings=contents.get("settings"), facts=contents["facts"], **parts
+    )
 
 
 def thin(folder: Path, keep: int, best: int | None) -> None:
