@@ -142,14 +142,17 @@ class ModelConfig(BaseModel):
 
 
 def load_yaml(path: str | Path, model: type[Model], overrides: Iterable[str] = ()) -> Model:
-    """Read and validate a YAML file; a key ``extends`` names another one that it builds on.
+    """Read and validate a YAML file.
+
+    Its key ``extends`` names the file, or the list of files, that it builds on, relative to itself. Where two files set
+    the same key, the later one in the list wins, and the file itself over them all; sections are merged key by key.
 
     Args:
         overrides: ``key=value`` with dotted keys (``text_model.hidden_size=128``); values are YAML.
 
     Raises:
-        UsageError: the file cannot be read, or a key or value is wrong; the message names it and, for an unknown
-            key, the nearest known one.
+        UsageError: the file or one that it extends cannot be read, files extend each other in a circle, or a key or
+            value is wrong; the message names it and, for an unknown key, the nearest known one.
     """
     data = _read_yaml(Path(path))
     for override in overrides:
@@ -157,22 +160,32 @@ def load_yaml(path: str | Path, model: type[Model], overrides: Iterable[str] = (
     return validate(data, model, str(path))
 
 
-def _read_yaml(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Keys and values of a file, over those of the file that it ``extends`` (named relative to itself)."""
-    if path in below:
-        raise UsageError(f"{path} extends itself")
+def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Keys and values of a file, over those of the files that it ``extends``; ``above`` are those that extend it."""
+    chain = " extends ".join(str(file) for file in (*above, path))
+    if path.resolve() in [file.resolve() for file in above]:
+        raise UsageError(f"{above[-1]}: extends goes in a circle: {chain}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        if not above:
+            raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        hint = nearest(path.name, [file.name for file in path.parent.glob("*.yaml")])
+        raise UsageError(
+            f"{above[-1]}: extends {path}, which cannot be read: {error.strerror}{hint} ({chain})"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise UsageError(f"{path} must hold keys and values, not a {type(data).__name__}")
-    parent = data.pop("extends", None)
-    if parent is None:
-        return data
-    return merged(_read_yaml(path.parent / str(parent), (*below, path)), data)
+    names = data.pop("extends", None) or []
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{path}: extends names a file or a list of files, not {names!r}")
+    result: dict[str, Any] = {}
+    for name in names:
+        result = merged(result, _read_yaml(path.parent / name, (*above, path)))
+    return merged(result, data)
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

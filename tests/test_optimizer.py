@@ -9,6 +9,7 @@ from torch import nn
 from arimage.errors import UsageError
 from arimage.training.config import TrainConfig
 from arimage.training.optimizer import MuonAdamW, build_optimizer, orthogonal
+from tests.stages import name, stages
 
 
 def config(**settings: object) -> TrainConfig:
@@ -80,12 +81,7 @@ def test_a_pattern_that_matches_no_matrix_is_refused() -> None:
         build_optimizer(network().named_parameters(), config(muon=["*.bias"]))
 
 
-RECIPE = Path(__file__).parent.parent / "configs" / "nano"
-NO_STAGES = ("common", "domain", "evaluate", "model")
-STAGES = [path for path in sorted(RECIPE.glob("*.yaml")) if path.stem not in NO_STAGES]
-
-
-@pytest.mark.parametrize("path", STAGES, ids=[path.stem for path in STAGES])
+@pytest.mark.parametrize("path", stages("nano"), ids=name)
 def test_every_stage_of_the_recipe_finds_what_it_trains(path: Path) -> None:
     """Patterns of what learns, what is frozen and what Muon takes match the embedded model's networks."""
     from arimage.checkpoint import Checkpoint

@@ -1,6 +1,7 @@
 """The planner against what can be counted, and the recipe of nano from nothing to a picture."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,14 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from arimage.checkpoint import Checkpoint
+from arimage.configuration import load_yaml
 from arimage.errors import UsageError
 from arimage.initialization import initialize_folder
 from arimage.training.batches import StepBatches
+from arimage.training.config import TrainConfig
 from arimage.training.loop import build_objective
 from arimage.training.plan import Machine, plan, plan_stage
+from tests.stages import cost, name, stages
 from tests.test_training import CPU, stage
 from tests.tiny_assets import write_assets
 from tests.tiny_checkpoint import CONFIG, tiny_tokenizer
@@ -66,14 +70,16 @@ def test_memory_is_shared_by_gpus_and_saved_by_checkpointing() -> None:
     assert "does NOT fit" in "\n".join(one.lines())
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "glm-image-9b").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_stage_of_the_large_model_can_be_planned(path: Path) -> None:
-    if path.stem in ("model", "common"):
-        return
-    found = plan_stage(path, [], Machine(64, 80, 989, 0.4))
+@pytest.mark.parametrize("path", [*stages("base"), *stages("glm-image-9b")], ids=name)
+def test_every_stage_of_the_large_sizes_fits_and_costs_what_its_file_says(path: Path) -> None:
+    said = re.fullmatch(r"(\d+) GB on each of (\d+) GPUs, ([\d.]+) hours \(planned\)", cost(path))
+    assert said
+    found = plan_stage(path, [], Machine(int(said[2]), 80, 989, 0.4))
     assert found.fits
     assert found.flops > 0
     assert f"{found.stage}:" in found.lines()[0]
+    hours = found.seconds_a_step * load_yaml(path, TrainConfig).steps / 3600
+    assert (said[1], said[3]) == (f"{found.memory:.0f}", f"{hours:.1f}")
 
 
 def test_dimensions_that_cannot_be_found_are_an_error(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from arimage.autoregressive.layout import build_prompt, target_grid, training_se
 from arimage.autoregressive.sampling import TokenSampling
 from arimage.checkpoint import Checkpoint
 from arimage.cli.main import run as cli
-from arimage.configuration import load_yaml, validate
+from arimage.configuration import validate
 from arimage.errors import DataError, UsageError
 from arimage.initialization import initialize_folder
 from arimage.output import read_recipe
@@ -39,7 +39,6 @@ from decoder.sampler import ScheduleConfig, flow_schedule
 from tests.tiny_assets import write_assets
 from tests.tiny_checkpoint import CONFIG, tiny_tokenizer
 
-ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 STAGES = ("autoencoder", "tokenizer", "autoregressive", "decoder")
 
@@ -1077,18 +1076,3 @@ def test_adapters_learn_alone_and_are_merged_for_use(network: str, start: Path, 
             tokens, positions = torch.arange(7)[None], torch.arange(7).expand(3, 1, -1)
             one, two = inside(tokens, positions), trained(tokens, positions)
     assert torch.allclose(one, two, atol=1e-4)
-
-
-# The files of the repository
-
-
-def test_every_stage_file_of_the_repository_is_valid() -> None:
-    files = [
-        path
-        for path in (ROOT / "configs").glob("*/*.yaml")
-        if path.stem not in ("model", "common", "domain", "evaluate") and path.parent.name != "accelerate"
-    ]
-    assert len(files) >= 8
-    for path in files:
-        config = load_yaml(path, TrainConfig)
-        assert path.stem.startswith(config.train.replace("autoregressive", "")) or config.train in path.stem
