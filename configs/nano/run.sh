@@ -26,15 +26,18 @@ train() {
   local stage=$1 from=$2; shift 2
   local settings=()
   [ "$BUDGET" = toy ] && settings=("$@" precision=\"no\" warmup=2 evaluation_batches=1 scenes.groups=[] scenes.fonts=null scenes.minimum_rating=1)
+  [ "$stage" = tokenizer-512 ] && settings+=("tokenizer.classes=$WORK/tokenizer/classes.safetensors")
   [ -e "$WORK/$stage/checkpoint/model_index.json" ] && return
   $ARIMAGE train "configs/nano/$stage.yaml" start="$WORK/$from" output="$WORK/$stage" assets="$ASSETS" \
     ${settings[@]+"${settings[@]}"}
 }
 
 train autoencoder start steps=30 batch_size=4 autoencoder.crop=64 autoencoder.statistics_samples=8
+train autoencoder-whole autoencoder/checkpoint steps=3 batch_size=2 autoencoder.statistics_samples=8
 train tokenizer start steps=20 batch_size=4 tokenizer.class_samples=60
-[ -e "$WORK/pixels/model_index.json" ] || $ARIMAGE assemble "$WORK/tokenizer/checkpoint" \
-  autoencoder="$WORK/autoencoder/checkpoint" --dtype float32 -o "$WORK/pixels"
+train tokenizer-512 tokenizer/checkpoint steps=3 batch_size=2
+[ -e "$WORK/pixels/model_index.json" ] || $ARIMAGE assemble "$WORK/tokenizer-512/checkpoint" \
+  autoencoder="$WORK/autoencoder-whole/checkpoint" --dtype float32 -o "$WORK/pixels"
 train autoregressive-256 pixels steps=10 batch_size=2
 train autoregressive-512 autoregressive-256/checkpoint steps=3 batch_size=1
 train autoregressive-quality autoregressive-512/checkpoint steps=3 batch_size=1
