@@ -15,7 +15,7 @@ import torch
 from arimage.autoregressive.model import AutoregressiveModel
 from arimage.checkpoint import Checkpoint
 from arimage.errors import UsageError
-from arimage.lora import Adapters, merge_adapters
+from arimage.lora import ADAPTED, Adapters, merge_adapters
 from arimage.quantization import QUANTIZED, WeightKind, check_weights, quantize
 from decoder.linear import prepare_to_run
 from decoder.transformer import DiffusionTransformer
@@ -103,8 +103,8 @@ class Networks:
         quantized = self.weights is not None and name in QUANTIZED
         device = torch.device("cpu") if quantized else self.device
         network = getattr(self.checkpoint, name)(device=device, dtype=self.dtype)
-        if fitting := [one for one in self.adapters if one.network == name]:
-            merge_adapters(network, fitting)
+        if self.adapters and name in ADAPTED:
+            merge_adapters(network, self.adapters)
         if quantized:
             assert self.weights is not None
             quantize(network, self.weights, self.device)
@@ -119,7 +119,7 @@ class Networks:
         base = self.checkpoint.weights_hash()
         if not self.adapters:
             return base
-        return hashlib.sha256("\n".join([base, *(one.sha256 for one in self.adapters)]).encode()).hexdigest()
+        return hashlib.sha256("\n".join([base, *(one.identity for one in self.adapters)]).encode()).hexdigest()
 
     def free(self, name: NetworkName) -> None:
         """Forget a network and give its memory back."""

@@ -22,8 +22,9 @@ from arimage.checkpoint import SAMPLING, Checkpoint
 from arimage.embedded import embedded_folder
 from arimage.engine import Engine, EngineImage, ImageRequest, Preview, Progress, Settings
 from arimage.errors import Cancelled, UsageError, nearest
+from arimage.hub import find
 from arimage.images import Picture, PictureInput, open_picture
-from arimage.lora import read_adapters
+from arimage.lora import LoraInput, lora_inputs, read_adapters
 from arimage.networks import Networks, Placement, choose_device, choose_dtype
 from arimage.output import EDITED, GENERATED, save_picture
 from arimage.quantization import WeightKind
@@ -150,7 +151,8 @@ class ImagePipeline:
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``; None takes a GPU when there is one.
         dtype: None is fp32 on a CPU and bf16 on a GPU.
         placement: ``resident`` keeps networks, ``sequential`` holds one at a time.
-        lora: folders of adapters that training with ``lora`` wrote; they are merged into the weights.
+        lora: adapters that are merged into the weights: folders or files of peft or diffusers, each a path, a
+            (path, strength) or ``"path:strength"``; see :func:`arimage.lora.read_adapters`.
         weights: ``int8``, ``fp8`` or (on a GPU) ``int4`` quantises the two large networks, see
             :mod:`arimage.quantization`.
         compile: on a GPU, compile the decoder's blocks and the token step (``torch.compile``), which is then recorded
@@ -163,13 +165,13 @@ class ImagePipeline:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         placement: Placement = "resident",
-        lora: Sequence[str | os.PathLike[str]] = (),
+        lora: LoraInput | Sequence[LoraInput] = (),
         weights: WeightKind | None = None,
         compile: bool = False,
     ) -> None:
         chosen = choose_device(device)
         self.checkpoint = checkpoint
-        adapters = [read_adapters(Path(folder)) for folder in lora]
+        adapters = [read_adapters(one, checkpoint.config) for one in lora_inputs(lora)]
         precision = choose_dtype(dtype, chosen)
         self.networks = Networks(checkpoint, chosen, precision, placement, adapters, weights, compile)
         self.engine = Engine(self.networks)
@@ -459,11 +461,14 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     placement: Placement = "resident",
-    lora: Sequence[str | os.PathLike[str]] = (),
+    lora: LoraInput | Sequence[LoraInput] = (),
     weights: WeightKind | None = None,
     compile: bool = False,
 ) -> ImagePipeline:
-    """Open a checkpoint folder, the embedded model by default; the arguments are those of :class:`ImagePipeline`.
+    """Open a checkpoint, the embedded model by default; the arguments are those of :class:`ImagePipeline`.
+
+    Args:
+        path: a folder, or ``owner/name`` of a hub repository that is in the local cache.
 
     Raises:
         CheckpointError: the folder cannot be used.
@@ -481,7 +486,7 @@ def _loaded(path: str | None) -> ImagePipeline:
 def _pipeline(model: "str | os.PathLike[str] | ImagePipeline | None") -> ImagePipeline:
     if isinstance(model, ImagePipeline):
         return model
-    return _loaded(None if model is None else str(Path(model).resolve()))
+    return _loaded(None if model is None else str(find(model, "a folder").resolve()))
 
 
 def generate(
