@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -145,10 +146,8 @@ def parse_lora(source: LoraInput) -> tuple[Path, float]:
     text = os.fspath(path)
     front, _, number = text.rpartition(":")
     if path is source and front and not os.path.exists(text):
-        try:
+        with suppress(ValueError):
             text, strength = front, float(number)
-        except ValueError:
-            pass
     if not math.isfinite(strength) or strength == 0:
         raise UsageError(f"lora {text}: the strength must be a finite number other than 0, got {strength}")
     return Path(text), float(strength)
@@ -283,7 +282,8 @@ def _understand(
             raise CheckpointError(f"{file}: {key!r} and {parts[layer][part][0]!r} are two adapters of one layer")
         parts[layer][part] = key, tensor
     layers = {name: _layer(file, name, found, settings, shapes) for name, found in parts.items()}
-    if settings is not None and settings.get("use_dora") and not all(one.magnitude is not None for one in layers.values()):
+    whole = all(layer.magnitude is not None for layer in layers.values())
+    if settings is not None and settings.get("use_dora") and not whole:
         raise CheckpointError(f"{file}: its settings say use_dora, but there are layers without lora_magnitude_vector")
     return layers, values
 

@@ -240,8 +240,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12
 def test_a_pointer_that_git_lfs_left_is_called_so(folder, place, network):
     (folder / place).write_bytes(LFS)
     with pytest.raises(CheckpointError, match=rf"{place}.*git lfs pull"):
-        pipeline = load(folder, device="cpu")
-        pipeline.networks.use(network).__enter__()
+        load(folder, device="cpu").networks.use(network).__enter__()
 
 
 @pytest.fixture
@@ -261,7 +260,7 @@ def cache(hub, folder, commit="0123456789abcdef0123456789abcdef01234567"):
 
 
 def test_a_repository_is_opened_from_the_hubs_local_cache(hub, whole):
-    with pytest.raises(CheckpointError, match="hf download owner/name$") as caught:
+    with pytest.raises(CheckpointError, match=r"hf download owner/name$") as caught:
         load("owner/name")
     assert "\n" not in str(caught.value)
     snapshot = cache(hub, whole)
@@ -282,8 +281,12 @@ def test_a_repository_is_opened_from_the_hubs_local_cache(hub, whole):
 
 def test_a_tensor_that_would_come_from_two_files_is_refused_by_name(folder, tmp_path):
     component = folder / "transformer"
-    shutil.copy(component / "diffusion_pytorch_model.safetensors", component / "diffusion_pytorch_model.fp16.safetensors")
-    with pytest.raises(CheckpointError, match=r"'.*' is in diffusion_pytorch_model.fp16.safetensors and in diff") as caught:
+    shutil.copy(
+        component / "diffusion_pytorch_model.safetensors", component / "diffusion_pytorch_model.fp16.safetensors"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"'.*' is in diffusion_pytorch_model.fp16.safetensors and in diff"
+    ) as caught:
         Checkpoint.open(folder).transformer(CPU, FLOAT)
     assert str(component) in str(caught.value)
     definition, config = tiny_tokenizer()

@@ -13,8 +13,8 @@ from arimage.configuration import load_yaml
 from arimage.data.assets import Assets
 from arimage.data.scenes import Scenes
 from arimage.engine import ImageRequest
-from arimage.evaluation.config import EvaluateConfig
 from arimage.errors import DataError
+from arimage.evaluation.config import EvaluateConfig
 from arimage.evaluation.features import fill_features
 from arimage.evaluation.judge import Case, Judge
 from arimage.evaluation.lpips import Lpips, _Arrays

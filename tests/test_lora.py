@@ -100,7 +100,11 @@ def products(scale=0.5, rank=3):
 
 
 def diffusers_file(pairs):
-    named = [(f"transformer.{name}.lora_{letter}.weight", pair[i]) for name, pair in pairs.items() for i, letter in enumerate("AB")]
+    named = [
+        (f"transformer.{name}.lora_{letter}.weight", pair[i])
+        for name, pair in pairs.items()
+        for i, letter in enumerate("AB")
+    ]
     return dict(named), {"lora_adapter_metadata": json.dumps({"transformer.r": 3, "transformer.lora_alpha": 1.5})}
 
 
@@ -200,7 +204,9 @@ def peft_folder(folder, tensors, **settings):
 
 def peft_tensors():
     pairs, _ = products()
-    return {key.replace("transformer.", "base_model.model.", 1): value for key, value in diffusers_file(pairs)[0].items()}
+    return {
+        key.replace("transformer.", "base_model.model.", 1): value for key, value in diffusers_file(pairs)[0].items()
+    }
 
 
 A = f"base_model.model.{LAYER}.lora_A.weight"
@@ -248,8 +254,8 @@ def test_an_adapter_that_changes_nothing_is_an_error(tmp_path):
         read_adapters(peft_folder(tmp_path / "zeros", tensors), CONFIG)
     with pytest.raises(CheckpointError, match="holds no adapters"):
         read_adapters(peft_folder(tmp_path / "empty", {}), CONFIG)
-    with pytest.raises(CheckpointError, match="neither adapter_model.safetensors nor"):
-        (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(CheckpointError, match=r"neither adapter_model\.safetensors nor"):
         read_adapters(tmp_path / "nothing", CONFIG)
 
 
@@ -299,7 +305,8 @@ def adapted(train, network, folder, targets):
     """A network in training with adapters that have learnt, and their folder."""
     config = LoraConfig(rank=4, alpha=6, targets=targets)
     add_adapters(OneNetwork(train, network), config)
-    randomize(torch.nn.ParameterDict({n.replace(".", "-"): p for n, p in network.named_parameters() if "lora_" in n}), 0)
+    learnt = {name.replace(".", "-"): value for name, value in network.named_parameters() if "lora_" in name}
+    randomize(torch.nn.ParameterDict(learnt), 0)
     prefix = "transformer." if train == "decoder" else "model."
     save_adapters(folder, {prefix + name: value for name, value in network.state_dict().items()}, config, train)
     return network.eval()
@@ -319,7 +326,17 @@ def predict(network):
 
 
 EVERY_LAYER = {
-    "decoder": ("to_q", "to_out.0", "proj", "net.2", "linear", "linear_1", "linear_2", "prior_token_embedding", "proj_out"),
+    "decoder": (
+        "to_q",
+        "to_out.0",
+        "proj",
+        "net.2",
+        "linear",
+        "linear_1",
+        "linear_2",
+        "prior_token_embedding",
+        "proj_out",
+    ),
     "autoregressive": ("q_proj", "o_proj", "gate_up_proj", "down_proj", "embed_tokens", "lm_head"),
 }
 

@@ -13,7 +13,8 @@ def _option(*names: str, panel: str, help: str, min: int | None = None) -> Any:
 
 
 Model = Annotated[
-    Path | None, _option("--model", "-m", panel=MACHINE, help="Checkpoint folder, or owner/name in the hub's local cache.")
+    Path | None,
+    _option("--model", "-m", panel=MACHINE, help="Checkpoint folder, or owner/name in the hub's cache."),
 ]
 Device = Annotated[str | None, _option("--device", panel=MACHINE, help="auto, cpu, cuda or cuda:N.")]
 DataType = Annotated[

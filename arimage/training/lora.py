@@ -75,7 +75,8 @@ def save_adapters(folder: Path, weights: Mapping[str, Tensor], config: LoraConfi
         "bias": "none",
     }
     with replaced_when_whole(folder) as part:
-        save_file({PEFT_PREFIX + name: value for name, value in adapters.items()}, part / ADAPTER_FILE, {"format": "pt"})
+        prefixed = {PEFT_PREFIX + name: value for name, value in adapters.items()}
+        save_file(prefixed, part / ADAPTER_FILE, {"format": "pt"})
         contents = json.dumps({"peft_type": "LORA", **settings}, indent=2)
         (part / CONFIG_FILE).write_text(contents + "\n", encoding="utf-8")
         if train == "decoder":
