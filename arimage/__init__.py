@@ -15,7 +15,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from arimage.autoregressive.sampling import TokenSampling
     from arimage.engine import Preview, Progress
-    from arimage.errors import ArimageError, Cancelled, CheckpointError, InputImageError, UsageError
+    from arimage.errors import (
+        ArimageError,
+        Cancelled,
+        CheckpointError,
+        ForkedError,
+        InputImageError,
+        UsageError,
+    )
     from arimage.pipeline import GeneratedImage, ImagePipeline, edit, generate, load
     from arimage.recipe import Recipe
 
@@ -23,6 +30,7 @@ _HOMES = {
     "ArimageError": "arimage.errors",
     "Cancelled": "arimage.errors",
     "CheckpointError": "arimage.errors",
+    "ForkedError": "arimage.errors",
     "GeneratedImage": "arimage.pipeline",
     "ImagePipeline": "arimage.pipeline",
     "InputImageError": "arimage.errors",
@@ -40,6 +48,7 @@ __all__ = [
     "ArimageError",
     "Cancelled",
     "CheckpointError",
+    "ForkedError",
     "GeneratedImage",
     "ImagePipeline",
     "InputImageError",

@@ -25,8 +25,9 @@ from arimage.autoregressive.model import AutoregressiveModel
 from arimage.autoregressive.sampling import TokenSampling
 from arimage.configuration import ModelConfig, read_folder, read_json
 from arimage.errors import CheckpointError, nearest
+from arimage.hub import find, repository
 from arimage.text_tokenizer import TextTokenizer, read_text_tokenizer
-from arimage.weights import WeightFiles, fill, unfilled
+from arimage.weights import WeightFiles, fill, unfilled, visible
 from decoder.autoencoder import Autoencoder
 from decoder.glyph import GlyphEncoder
 from decoder.transformer import DiffusionTransformer
@@ -75,10 +76,13 @@ class Checkpoint:
     def open(cls, path: str | os.PathLike[str]) -> "Checkpoint":
         """Read a folder's configuration.
 
+        Args:
+            path: the folder, or ``owner/name`` of a repository of the Hugging Face hub that is in the local cache.
+
         Raises:
             CheckpointError: it is no GLM-Image checkpoint, or asks for something that is not supported.
         """
-        folder = Path(path)
+        folder = find(path, "a folder")
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is not a folder; a checkpoint is a folder with a model_index.json in it")
         index = read_json(folder / "model_index.json")
@@ -99,8 +103,8 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """What to call the model: the folder says it, or it is the folder's own name."""
-        return (self._index.get(OUR_KEY) or {}).get("name") or self.path.resolve().name
+        """What to call the model: the folder says it, or it is the repository's or the folder's own name."""
+        return (self._index.get(OUR_KEY) or {}).get("name") or repository(self.path) or self.path.resolve().name
 
     @property
     def sampling(self) -> dict[str, float]:
@@ -164,7 +168,7 @@ class Checkpoint:
     def _weights_hash(self) -> str:
         digest = hashlib.sha256()
         for component in sorted(COMPONENTS):
-            for file in sorted((self.path / component).glob("*.safetensors")):
+            for file in visible(self.path / component, "*.safetensors"):
                 digest.update(f"{component}/{file.name}:".encode())
                 with file.open("rb") as handle:
                     digest.update(hashlib.file_digest(handle, "sha256").digest())
@@ -216,7 +220,7 @@ def save_checkpoint(
     """
     _check_states(config, states)
     ours: dict[str, Any] = {"name": name or Path(path).name, "random": random}
-    with _replaced_when_whole(Path(path)) as folder:
+    with replaced_when_whole(Path(path)) as folder:
         write_configuration(folder, config, tokenizer, dtype, ours | ({"sampling": dict(sampling)} if sampling else {}))
         for component in COMPONENTS:
             _write_weights(folder / component, WEIGHT_NAMES[component], states[component], dtype, max_shard_size)
@@ -305,7 +309,7 @@ def meta_networks(config: ModelConfig) -> dict[Component, nn.Module]:
 
 
 @contextmanager
-def _replaced_when_whole(path: Path) -> Iterator[Path]:
+def replaced_when_whole(path: Path) -> Iterator[Path]:
     """A folder to write into, which takes the place of ``path`` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))

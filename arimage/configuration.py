@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from arimage.autoregressive.config import TextModelConfig
 from arimage.errors import CheckpointError, UsageError, nearest
+from arimage.hub import fetch_hint, refuse_pointer
 from decoder.config import TransformerConfig
 from decoder.sampler import ScheduleConfig
 from tokenizer.config import QuantizerConfig, VisionEncoderConfig
@@ -244,8 +245,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; the folder is not a complete GLM-Image checkpoint") from None
+        hint = fetch_hint(path) or "; the folder is not a complete GLM-Image checkpoint"
+        raise CheckpointError(f"{path} is missing{hint}") from None
     except (OSError, ValueError) as error:
+        refuse_pointer(path)
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__} where a JSON object belongs")

@@ -32,6 +32,10 @@ class DataError(ArimageError):
     """A data set cannot be used: the message names the file or record and the reason."""
 
 
+class ForkedError(ArimageError):
+    """Networks cannot run in this process, because it was forked after they had run in its parent."""
+
+
 class Cancelled(ArimageError):
     """The caller asked a running generation to stop."""
 

@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,8 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from arimage.errors import InputImageError
+from arimage.hub import LFS_POINTER
+from arimage.inputs import RawPicture, shown, taken
 from arimage.sixteen_bits import FULL, bits_of, read_values
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
@@ -22,8 +23,8 @@ MAX_PIXELS = 178_956_970
 DECODING_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, OverflowError, MemoryError,
     struct.error, zlib.error, Image.DecompressionBombError, NotImplementedError,
+    Warning,  # where an application has made errors of Pillow's
 )  # fmt: skip
-PictureInput = str | os.PathLike[str] | bytes | Image.Image
 
 
 @dataclass(frozen=True)
@@ -71,48 +72,59 @@ class Picture:
         return digest.hexdigest()
 
 
+PictureInput = RawPicture | Picture
+
+
 def hidden(path: str | os.PathLike[str]) -> bool:
     """Whether a file, or a folder on the way to it, has a name that begins with a dot: no picture of a person's."""
     return any(part.startswith(".") and part not in (".", "..") for part in Path(path).parts)
 
 
-def open_picture(source: PictureInput, max_pixels: int = MAX_PIXELS, *, deep: bool = False) -> Picture:
-    """Open a picture from a file, bytes or a Pillow image.
+def open_picture(
+    source: PictureInput, max_pixels: int = MAX_PIXELS, *, deep: bool = False, called: str = "the picture"
+) -> Picture:
+    """Open a picture, whatever it is given as: see :func:`arimage.inputs.taken`. One that is open is given back.
 
     Args:
         deep: read all 16 bits of a channel too, see :attr:`Picture.deep`.
+        called: what messages call it where it has no name of its own.
 
     Raises:
+        UsageError: it is nothing that stands for a picture.
         InputImageError: it cannot be used; the message names the file and the reason.
     """
+    if isinstance(source, Picture):
+        return source
+    source = taken(source, called)
     if isinstance(source, Image.Image):
-        return _prepare(source, None, "the picture", max_pixels, deep)
-    if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), None, "the picture", max_pixels, deep)
-    path = Path(source)
+        return _prepare(source, None, called, max_pixels, deep)
+    if isinstance(source, io.BytesIO):
+        return _decode(source, None, called, max_pixels, deep)
+    path, name = source, shown(source)
     try:
         with path.open("rb") as file:
-            return _decode(file, str(path), str(path), max_pixels, deep)
+            return _decode(file, str(path), name, max_pixels, deep)
     except IsADirectoryError:
-        raise InputImageError(f"{path} is a folder, not a picture") from None
+        raise InputImageError(f"{name} is a folder, not a picture") from None
     except FileNotFoundError:
-        raise InputImageError(f"{path} does not exist") from None
-    except OSError as error:
-        raise InputImageError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise InputImageError(f"{name} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise InputImageError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _decode(file: BinaryIO, path: str | None, name: str, max_pixels: int, deep: bool) -> Picture:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            image = Image.open(file, formats=FORMATS)
-        except UnidentifiedImageError:
-            raise InputImageError(f"{name} is not a picture in a known format ({', '.join(FORMATS)})") from None
-        except Image.DecompressionBombError as error:
-            raise InputImageError(f"{name} has too many pixels to be opened safely: {_reason(error)}") from None
-        except DECODING_ERRORS as error:
-            raise InputImageError(f"{name} is damaged: {_reason(error)}") from None
-        return _prepare(image, path, name, max_pixels, deep, file)
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        file.seek(0)
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise InputImageError(f"{name} is a git-lfs pointer, not the picture; run 'git lfs pull'") from None
+        raise InputImageError(f"{name} is not a picture in a known format ({', '.join(FORMATS)})") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputImageError(f"{name} has too many pixels to be opened safely: {_reason(error)}") from None
+    except DECODING_ERRORS as error:
+        raise InputImageError(f"{name} is damaged: {_reason(error)}") from None
+    return _prepare(image, path, name, max_pixels, deep, file)
 
 
 def _prepare(

@@ -2,26 +2,53 @@
 
 ``resident`` keeps a network on its device once it has been used. ``sequential`` frees each after its turn, so that
 the host and the device hold one at a time: the most that is ever needed is the largest network.
+
+Calls may come from several threads. They run side by side on a CPU; where networks are sequential or on a GPU they take
+turns, network by network. A process that was forked after networks had run in its parent cannot run any:
+:func:`refuse_fork`.
 """
 
 import gc
 import hashlib
+import os
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 
 from arimage.autoregressive.model import AutoregressiveModel
 from arimage.checkpoint import Checkpoint
-from arimage.errors import UsageError
-from arimage.lora import Adapters, merge_adapters
+from arimage.errors import ForkedError, UsageError
+from arimage.lora import ADAPTED, Adapters, merge_adapters
 from arimage.quantization import QUANTIZED, WeightKind, check_weights, quantize
 from decoder.linear import prepare_to_run
 from decoder.transformer import DiffusionTransformer
 
 Placement = Literal["resident", "sequential"]
 NetworkName = Literal["semantic_tokenizer", "autoregressive", "glyph_encoder", "transformer", "autoencoder"]
+_ran_in: int | None = None
+
+
+def refuse_fork(device: torch.device) -> None:
+    """Say what would otherwise hang: that networks ran before this process was forked off.
+
+    PyTorch's pool of threads is not copied by a fork, but the child waits for it; with one thread there is no pool. A
+    GPU cannot be used on either side of a fork.
+
+    Raises:
+        ForkedError: the process that first ran networks is not this one, and a pool or a GPU is needed.
+    """
+    global _ran_in
+    if _ran_in is None:
+        _ran_in = os.getpid()
+    elif _ran_in != os.getpid() and (device.type != "cpu" or torch.get_num_threads() > 1):
+        raise ForkedError(
+            f"process {os.getpid()} was forked after process {_ran_in} had made pictures: PyTorch would wait here for "
+            "threads that a fork does not copy. Fork before the first picture (load() alone may come before), start "
+            "processes by 'spawn', or call torch.set_num_threads(1) in this one"
+        )
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -81,17 +108,32 @@ class Networks:
             raise UsageError("compile is for GPUs: compiled networks are slower on a CPU than plain ones")
         self.adapters, self.weights, self.compile = tuple(adapters), weights, compile
         self._loaded: dict[str, Any] = {}
+        self._renew_locks()
 
     @contextmanager
     def use(self, name: NetworkName) -> Iterator[Any]:
-        """The network, ready to run; freed afterwards when placement is sequential."""
-        if name not in self._loaded:
-            self._loaded[name] = self._load(name)
-        try:
-            yield self._loaded[name]
-        finally:
-            if self.placement == "sequential":
-                self.free(name)
+        """The network, ready to run; freed afterwards when placement is sequential.
+
+        Raises:
+            ForkedError: see :func:`refuse_fork`.
+        """
+        refuse_fork(self.device)
+        if self._process != os.getpid():  # a fork copies locks as they are, held by threads that it does not copy
+            self._renew_locks()
+        alone = self.placement == "sequential" or self.device.type != "cpu"
+        with self._running if alone else nullcontext():
+            with self._loading:
+                if name not in self._loaded:
+                    self._loaded[name] = self._load(name)
+                network = self._loaded[name]
+            try:
+                yield network
+            finally:
+                if self.placement == "sequential":
+                    self.free(name)
+
+    def _renew_locks(self) -> None:
+        self._process, self._loading, self._running = os.getpid(), threading.RLock(), threading.RLock()
 
     @property
     def precision(self) -> str:
@@ -103,8 +145,8 @@ class Networks:
         quantized = self.weights is not None and name in QUANTIZED
         device = torch.device("cpu") if quantized else self.device
         network = getattr(self.checkpoint, name)(device=device, dtype=self.dtype)
-        if fitting := [one for one in self.adapters if one.network == name]:
-            merge_adapters(network, fitting)
+        if self.adapters and name in ADAPTED:
+            merge_adapters(network, self.adapters)
         if quantized:
             assert self.weights is not None
             quantize(network, self.weights, self.device)
@@ -119,7 +161,7 @@ class Networks:
         base = self.checkpoint.weights_hash()
         if not self.adapters:
             return base
-        return hashlib.sha256("\n".join([base, *(one.sha256 for one in self.adapters)]).encode()).hexdigest()
+        return hashlib.sha256("\n".join([base, *(one.identity for one in self.adapters)]).encode()).hexdigest()
 
     def free(self, name: NetworkName) -> None:
         """Forget a network and give its memory back."""

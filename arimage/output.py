@@ -8,6 +8,7 @@ import errno
 import io
 import math
 import os
+import secrets
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -42,6 +43,18 @@ def output_format(path: Path) -> str:
     return FORMATS[path.suffix.lower()]
 
 
+def format_named(name: str) -> str:
+    """The format of a name such as ``png`` or ``jpeg``.
+
+    Raises:
+        UsageError: it is not one of those that can be written.
+    """
+    names = [suffix.removeprefix(".") for suffix in FORMATS]
+    if not isinstance(name, str) or name.lower().removeprefix(".") not in names:
+        raise UsageError(f"format must be one of {', '.join(names)}, got {name!r:.80}")
+    return FORMATS["." + name.lower().removeprefix(".")]
+
+
 def save_picture(
     image: Image.Image,
     path: str | os.PathLike[str],
@@ -68,7 +81,35 @@ def save_picture(
         ArimageError: the file cannot be written, or its format cannot hold the picture.
     """
     path = Path(path)
-    kind = output_format(path)
+    try:
+        contents = encode_picture(
+            image, output_format(path), recipe,
+            ai_mark=ai_mark, icc_profile=icc_profile, quality=quality, lossless=lossless, deep=deep,
+        )  # fmt: skip
+    except UsageError:
+        raise
+    except ArimageError as error:
+        raise ArimageError(f"cannot write {path}: {error}") from None
+    write_whole(path, contents)
+    return path
+
+
+def encode_picture(
+    image: Image.Image,
+    kind: str,
+    recipe: Recipe | None = None,
+    *,
+    ai_mark: str | None = GENERATED,
+    icc_profile: bytes | None = None,
+    quality: int = 95,
+    lossless: bool = False,
+    deep: np.ndarray | None = None,
+) -> bytes:
+    """The contents of a file of a kind that :func:`output_format` gives; the arguments are :func:`save_picture`'s.
+
+    Raises:
+        ArimageError: the format cannot hold the picture.
+    """
     options: dict[str, object] = {"format": kind}
     if icc_profile:
         options["icc_profile"] = icc_profile
@@ -81,8 +122,7 @@ def save_picture(
             text.add_itxt("XML:com.adobe.xmp", xmp)
         options["pnginfo"] = text
         if deep is not None:
-            write_whole(path, encode_png(deep, text, icc_profile))
-            return path
+            return encode_png(deep, text, icc_profile)
     else:
         options.update(quality=quality)
         if lossless and kind == "WEBP":
@@ -99,9 +139,8 @@ def save_picture(
     try:
         image.save(buffer, **options)  # type: ignore[arg-type]
     except (OSError, ValueError) as error:
-        raise ArimageError(f"cannot write {path}: {kind} does not take this picture ({error}); use .png") from None
-    write_whole(path, buffer.getvalue())
-    return path
+        raise ArimageError(f"{kind} does not take this picture ({error}); use .png") from None
+    return buffer.getvalue()
 
 
 def keeps_pixels(path: Path, protected: bool) -> bool:
@@ -126,24 +165,22 @@ def write_whole(path: Path, contents: bytes) -> None:
     Raises:
         ArimageError: it cannot be written; the message names it.
     """
-    name = None
+    name: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name[:NAME_IN_TEMPORARY]}.", suffix=".part", delete=False
-        ) as file:
-            name = file.name
+        part = path.with_name(f".{path.name[:NAME_IN_TEMPORARY]}.{secrets.token_hex(6)}.part")
+        with part.open("xb") as file:
+            name = part
             file.write(contents)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
         name = None
     except OSError as error:
         raise ArimageError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         if name is not None:
-            Path(name).unlink(missing_ok=True)
+            name.unlink(missing_ok=True)
 
 
 def check_writable(paths: Iterable[Path]) -> None:
@@ -244,9 +281,3 @@ def _xmp(source_type: str) -> str:
         f'Iptc4xmpExt:DigitalSourceType="{SOURCE_TYPE}{source_type}"/>'
         '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
     )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,11 +1,10 @@
 """The front doors: :func:`load`, :func:`generate`, :func:`edit`, and :class:`ImagePipeline` behind them."""
 
-import io
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, cast
@@ -22,10 +21,12 @@ from arimage.checkpoint import SAMPLING, Checkpoint
 from arimage.embedded import embedded_folder
 from arimage.engine import Engine, EngineImage, ImageRequest, Preview, Progress, Settings
 from arimage.errors import Cancelled, UsageError, nearest
+from arimage.hub import find
 from arimage.images import Picture, PictureInput, open_picture
-from arimage.lora import read_adapters
+from arimage.inputs import several
+from arimage.lora import LoraInput, lora_inputs, read_adapters
 from arimage.networks import Networks, Placement, choose_device, choose_dtype
-from arimage.output import EDITED, GENERATED, save_picture
+from arimage.output import EDITED, GENERATED, encode_picture, format_named, save_picture
 from arimage.quantization import WeightKind
 from arimage.recipe import Recipe, Source, is_text
 from arimage.sizes import Size, parse_size
@@ -121,25 +122,40 @@ class GeneratedImage:
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""
-        buffer = io.BytesIO()
-        self.image.save(buffer, "PNG")
-        return buffer.getvalue()
+        return self.to_bytes()
+
+    def to_bytes(self, format: str = "png", *, recipe: bool = True, ai_mark: bool = True) -> bytes:
+        """The contents of the file that :meth:`save` would write, recipe and mark included.
+
+        Args:
+            format: ``png``, ``jpeg`` or ``webp``.
+
+        Raises:
+            UsageError: the format is another one.
+            ArimageError: the format cannot hold the picture.
+        """
+        return encode_picture(self.image, format_named(format), **self._file(recipe, ai_mark))
 
     def save(self, path: str | os.PathLike[str], *, recipe: bool = True, ai_mark: bool = True) -> Path:
         """Write it as PNG, JPEG or WebP, whole or not at all; see :func:`arimage.output.save_picture`.
 
         What was protected by a mask or by outpainting is kept bit for bit by PNG and WebP, not by JPEG.
         """
+        return save_picture(self.image, path, **self._file(recipe, ai_mark))
+
+    def _file(self, recipe: bool, ai_mark: bool) -> dict[str, Any]:
+        """What a file holds besides the picture itself."""
         kind = GENERATED if self.recipe.task == "generate" else EDITED
-        return save_picture(
-            self.image,
-            path,
-            self.recipe if recipe else None,
-            ai_mark=kind if ai_mark else None,
-            icc_profile=self.icc_profile,
-            lossless=self.recipe.protects,
-            deep=self.deep,
-        )
+        return {
+            "recipe": self.recipe if recipe else None,
+            "ai_mark": kind if ai_mark else None,
+            "icc_profile": self.icc_profile,
+            "lossless": self.recipe.protects,
+            "deep": self.deep,
+        }
+
+
+Input = PictureInput | GeneratedImage
 
 
 class ImagePipeline:
@@ -150,7 +166,8 @@ class ImagePipeline:
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``; None takes a GPU when there is one.
         dtype: None is fp32 on a CPU and bf16 on a GPU.
         placement: ``resident`` keeps networks, ``sequential`` holds one at a time.
-        lora: folders of adapters that training with ``lora`` wrote; they are merged into the weights.
+        lora: adapters that are merged into the weights: folders or files of peft or diffusers, each a path, a
+            (path, strength) or ``"path:strength"``; see :func:`arimage.lora.read_adapters`.
         weights: ``int8``, ``fp8`` or (on a GPU) ``int4`` quantises the two large networks, see
             :mod:`arimage.quantization`.
         compile: on a GPU, compile the decoder's blocks and the token step (``torch.compile``), which is then recorded
@@ -163,13 +180,13 @@ class ImagePipeline:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         placement: Placement = "resident",
-        lora: Sequence[str | os.PathLike[str]] = (),
+        lora: LoraInput | Sequence[LoraInput] = (),
         weights: WeightKind | None = None,
         compile: bool = False,
     ) -> None:
         chosen = choose_device(device)
         self.checkpoint = checkpoint
-        adapters = [read_adapters(Path(folder)) for folder in lora]
+        adapters = [read_adapters(one, checkpoint.config) for one in lora_inputs(lora)]
         precision = choose_dtype(dtype, chosen)
         self.networks = Networks(checkpoint, chosen, precision, placement, adapters, weights, compile)
         self.engine = Engine(self.networks)
@@ -181,7 +198,7 @@ class ImagePipeline:
         size: Size = None,
         images_per_prompt: int = 1,
         seed: int | None = None,
-        references: Sequence[PictureInput] = (),
+        references: Input | Sequence[Input] | None = (),
         **options: Unpack[Options],
     ) -> list[GeneratedImage]:
         """Make pictures from text, and from references that the text speaks of.
@@ -192,7 +209,8 @@ class ImagePipeline:
                 are multiples of 32. None is the model's usual square.
             images_per_prompt: at least 1.
             seed: of the first picture; the i-th uses ``seed + i``. None draws one, which the recipe records.
-            references: pictures of any size for every prompt (style, identity, objects to combine).
+            references: pictures of any size for every prompt (style, identity, objects to combine): paths, bytes, open
+                files, data URLs, Pillow pictures, NumPy arrays or results of earlier calls.
             **options: see :class:`Options`.
 
         Returns:
@@ -204,7 +222,7 @@ class ImagePipeline:
             Cancelled: ``cancel`` was set.
         """
         prompts = _prompts(prompt)
-        opened = [open_picture(reference) for reference in references]
+        opened = _opened([] if references is None else several(references), "reference")
         working = parse_size(size, self.engine.limits)
         shared = tuple(picture.flattened() for picture in opened)
         if shared:
@@ -217,10 +235,10 @@ class ImagePipeline:
 
     def edit(
         self,
-        image: PictureInput | Sequence[PictureInput],
+        image: Input | Sequence[Input],
         prompt: str = "",
         *,
-        mask: PictureInput | None = None,
+        mask: Input | None = None,
         mask_polarity: Literal["white", "black"] = "white",
         outpaint: Margins | None = None,
         strength: float = 1.0,
@@ -232,7 +250,8 @@ class ImagePipeline:
         """Edit a picture by an instruction; without one, make a variation of it.
 
         Args:
-            image: the picture to edit, or several: the first is edited, the others are references.
+            image: the picture to edit, or several: the first is edited, the others are references. What stands for a
+                picture is said at :meth:`generate`.
             prompt: the instruction.
             mask: where the picture may change; everything else stays bit for bit.
             mask_polarity: which colour of the mask may change.
@@ -249,13 +268,13 @@ class ImagePipeline:
         _refuse_preview(options)
         if not isinstance(prompt, str):
             raise UsageError(f"edit takes one instruction, a string; got {type(prompt).__name__}")
-        single = isinstance(image, (str, os.PathLike, bytes, Image.Image))
-        sources = cast("list[PictureInput]", [image] if single else list(cast("Sequence[PictureInput]", image)))
+        sources = several(image)
         if not sources:
             raise UsageError("edit needs at least one picture")
         protecting = mask is not None or outpaint is not None
-        opened = [open_picture(source, deep=protecting and i == 0) for i, source in enumerate(sources)]
-        canvas = make_canvas(opened[0], mask, mask_polarity, outpaint)
+        opened = _opened(sources, "picture", deep=protecting)
+        covering = None if mask is None else _opened([mask], "mask", deep=True)[0]
+        canvas = make_canvas(opened[0], covering, mask_polarity, outpaint)
         if mask is None and mask_polarity != "white":
             raise UsageError("mask_polarity needs a mask")
         if size is not None and canvas.mask is not None:
@@ -280,17 +299,27 @@ class ImagePipeline:
             for text, number in _numbered([prompt], images_per_prompt, seed)
         ]
         extras = {
-            "mask": None if mask is None else _source(open_picture(mask)),
+            "mask": None if covering is None else _source(covering),
             "mask_polarity": mask_polarity,
             "outpaint": outpaint,
         }
         return self._run("edit", requests, opened, options, canvas, strength, extras)
 
     def make(self, requests: Sequence[ImageRequest], **options: Unpack[Options]) -> list[EngineImage]:
-        """Run any mixture of requests in one call, without recipes; for programs that make many pictures."""
+        """Run any mixture of requests in one call, without recipes; for programs that make many pictures.
+
+        Args:
+            requests: what to make, see :class:`arimage.engine.ImageRequest`.
+            **options: see :class:`Options`; ``on_image`` is given :class:`arimage.engine.EngineImage`.
+
+        Raises:
+            UsageError: an option is wrong.
+            Cancelled: ``cancel`` was set.
+        """
         _, settings = _settings(options, 1.0, self.checkpoint.sampling)
         self._check(requests, settings)
-        return self.engine.run(requests, settings)
+        on_image = cast("Callable[[EngineImage], None] | None", options.get("on_image"))
+        return self.engine.run(requests, settings, _watched(options), options.get("on_preview"), on_image)
 
     def _run(
         self,
@@ -304,15 +333,7 @@ class ImagePipeline:
     ) -> list[GeneratedImage]:
         tier, settings = _settings(options, strength, self.checkpoint.sampling)
         self._check(requests, settings)
-        cancel = options.get("cancel")
-        on_progress, on_image = options.get("on_progress"), options.get("on_image")
-
-        def watched(progress: Progress) -> None:
-            if cancel is not None and cancel.is_set():
-                raise Cancelled(f"cancelled at {progress.stage} {progress.done} of {progress.total}")
-            if on_progress is not None:
-                on_progress(progress)
-
+        on_image = options.get("on_image")
         notices = tuple(notice for picture in opened for notice in picture.notices)
         notices += () if canvas is None else canvas.notices
         sources = tuple(_source(picture) for picture in opened)
@@ -327,8 +348,9 @@ class ImagePipeline:
             if on_image is not None:
                 on_image(finished[-1])
 
-        preview = options.get("on_preview")
-        made = self.engine.run(requests, settings, watched, preview, None if on_image is None else finish)
+        on_preview = options.get("on_preview")
+        each = None if on_image is None else finish
+        made = self.engine.run(requests, settings, _watched(options), on_preview, each)
         for image in made[len(finished) :]:
             finish(image)
         return finished
@@ -375,8 +397,49 @@ class ImagePipeline:
         )
 
 
+def _watched(options: Options) -> Callable[[Progress], None]:
+    """What is called as a call goes on: the caller's ``on_progress``, and its end where ``cancel`` is set.
+
+    Raises:
+        UsageError: an option is nothing that can be called, or no event.
+        Cancelled: ``cancel`` is set already.
+    """
+    on_progress, cancel = options.get("on_progress"), options.get("cancel")
+    for name in ("on_progress", "on_preview", "on_image"):
+        if options.get(name) is not None and not callable(options.get(name)):
+            raise UsageError(f"{name} must be a function, got {type(options.get(name)).__name__}")
+    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+        raise UsageError(f"cancel must be an event such as threading.Event, got {type(cancel).__name__}")
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("cancelled before it began")
+
+    def watched(progress: Progress) -> None:
+        if cancel is not None and cancel.is_set():
+            raise Cancelled(f"cancelled at {progress.stage} {progress.done} of {progress.total}")
+        if on_progress is not None:
+            on_progress(progress)
+
+    return watched
+
+
+def _opened(sources: Sequence[Any], called: str, deep: bool = False) -> list[Picture]:
+    """Inputs, results of earlier calls among them, as pictures; with ``deep`` the first has all of its 16 bits."""
+    pictures = []
+    for number, source in enumerate(sources):
+        name = f"the {called}" if len(sources) == 1 else f"{called} {number + 1}"
+        whole = deep and number == 0
+        if isinstance(source, GeneratedImage):
+            picture = replace(open_picture(source.image, called=name), icc_profile=source.icc_profile)
+            if whole and source.deep is not None:
+                picture = replace(picture, bits=16, deep=source.deep)
+        else:
+            picture = open_picture(source, deep=whole, called=name)
+        pictures.append(picture)
+    return pictures
+
+
 def _prompts(prompt: str | Sequence[str]) -> list[str]:
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = [prompt] if isinstance(prompt, str) or not isinstance(prompt, Iterable) else list(prompt)
     if not prompts or not all(isinstance(text, str) for text in prompts):
         raise UsageError("prompt must be a text or a list of texts, at least one")
     return prompts
@@ -459,11 +522,14 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     placement: Placement = "resident",
-    lora: Sequence[str | os.PathLike[str]] = (),
+    lora: LoraInput | Sequence[LoraInput] = (),
     weights: WeightKind | None = None,
     compile: bool = False,
 ) -> ImagePipeline:
-    """Open a checkpoint folder, the embedded model by default; the arguments are those of :class:`ImagePipeline`.
+    """Open a checkpoint, the embedded model by default; the arguments are those of :class:`ImagePipeline`.
+
+    Args:
+        path: a folder, or ``owner/name`` of a hub repository that is in the local cache.
 
     Raises:
         CheckpointError: the folder cannot be used.
@@ -481,7 +547,7 @@ def _loaded(path: str | None) -> ImagePipeline:
 def _pipeline(model: "str | os.PathLike[str] | ImagePipeline | None") -> ImagePipeline:
     if isinstance(model, ImagePipeline):
         return model
-    return _loaded(None if model is None else str(Path(model).resolve()))
+    return _loaded(None if model is None else str(find(model, "a folder").resolve()))
 
 
 def generate(
@@ -491,7 +557,7 @@ def generate(
     size: Size = None,
     images_per_prompt: int = 1,
     seed: int | None = None,
-    references: Sequence[PictureInput] = (),
+    references: Input | Sequence[Input] | None = (),
     **options: Unpack[Options],
 ) -> list[GeneratedImage]:
     """Make pictures from text: :meth:`ImagePipeline.generate` of the embedded model, or of ``model``.
@@ -504,11 +570,11 @@ def generate(
 
 
 def edit(
-    image: PictureInput | Sequence[PictureInput],
+    image: Input | Sequence[Input],
     prompt: str = "",
     *,
     model: str | os.PathLike[str] | ImagePipeline | None = None,
-    mask: PictureInput | None = None,
+    mask: Input | None = None,
     mask_polarity: Literal["white", "black"] = "white",
     outpaint: Margins | None = None,
     strength: float = 1.0,

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from arimage.configuration import read_json
 from arimage.errors import CheckpointError
+from arimage.hub import fetch_hint, refuse_pointer
 
 WINDOW_BYTES = 32 * 2**20
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -25,34 +26,61 @@ UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 Network = TypeVar("Network", bound=nn.Module)
 
 
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """Files of a folder in the order of their names, without those that systems leave beside them (``._model.…``)."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
 class WeightFiles:
     """The safetensors files of one folder of a checkpoint.
 
     Raises:
-        CheckpointError: there are none, or one is missing, truncated or not safetensors; pickled weights are never
-            read.
+        CheckpointError: there are none, or one is missing, truncated, not safetensors or not named by the index, or a
+            tensor is in two of them; pickled weights are never read.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file_of: dict[str, Path] = {}
-        indices = sorted(folder.glob("*" + INDEX_SUFFIX))
-        listed: dict[str, str] = {}
-        if indices:
-            listed = read_json(indices[0]).get("weight_map") or {}
-            if not listed:
-                raise CheckpointError(f"{indices[0]}: the key 'weight_map' is missing")
-            self.files = [folder / Path(name).name for name in sorted(set(listed.values()))]
-        else:
-            self.files = sorted(folder.glob("*.safetensors"))
-        if not self.files:
+        self.files = visible(folder, "*.safetensors")
+        listed = self._listed()
+        if not self.files and not listed:
             raise CheckpointError(self._none_found())
-        for file in self.files:
+        for file in sorted({*self.files, *(folder / name for name in listed.values())}):
             for name in self._names(file):
+                if name in self._file_of:
+                    raise CheckpointError(
+                        f"{folder}: the tensor {name!r} is in {self._file_of[name].name} and in {file.name}; "
+                        "leave the file there that is meant"
+                    )
                 self._file_of[name] = file
         for name, file_name in listed.items():
             if self._file_of.get(name) != folder / file_name:
                 raise CheckpointError(f"{folder / file_name}: the tensor {name!r} that the index lists is missing")
+
+    def _listed(self) -> dict[str, str]:
+        """The file name of every tensor that the folder's index lists; empty without an index.
+
+        Raises:
+            CheckpointError: there are two, it is damaged, or there is a file that it does not name.
+        """
+        indices = visible(self.folder, "*" + INDEX_SUFFIX)
+        if not indices:
+            return {}
+        if len(indices) > 1:
+            raise CheckpointError(
+                f"{self.folder} holds {indices[0].name} and {indices[1].name}; leave the index there that is meant"
+            )
+        listed = read_json(indices[0]).get("weight_map")
+        if not isinstance(listed, dict) or not listed:
+            raise CheckpointError(f"{indices[0]}: the key 'weight_map' is missing or is no object")
+        for name, file in listed.items():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise CheckpointError(f"{indices[0]}: {name!r} is said to be in {file!r}, which is no name of a file")
+        for path in self.files:
+            if path.name not in listed.values():
+                raise CheckpointError(f"{path} is not named by {indices[0].name} beside it; remove one of them")
+        return listed
 
     @property
     def names(self) -> set[str]:
@@ -103,8 +131,9 @@ class WeightFiles:
         try:
             return safe_open(file, framework="pt")
         except FileNotFoundError:
-            raise CheckpointError(f"{file} is missing") from None
+            raise CheckpointError(f"{file} is missing{fetch_hint(file)}") from None
         except (SafetensorError, OSError, ValueError) as error:
+            refuse_pointer(file)
             raise CheckpointError(f"{file} is not a whole safetensors file: {error}") from None
 
     def _none_found(self) -> str:
@@ -114,7 +143,7 @@ class WeightFiles:
                 f"{self.folder} holds {unsafe[0]}, which can run code when it is opened and is not read; "
                 "convert it to safetensors first"
             )
-        return f"{self.folder} holds no safetensors file"
+        return f"{self.folder} holds no safetensors file{fetch_hint(self.folder)}"
 
 
 class _WithoutInitialisation(TorchFunctionMode):

@@ -135,7 +135,9 @@ class Activation(nn.Module):
         if self.kind == "gelu_tanh" and type(self.proj) is Linear:
             return linear_gelu_tanh(hidden, self.proj.weight, self.proj.bias)
         hidden = self.proj(hidden)
-        return F.silu(hidden) if self.kind == "silu" else F.gelu(hidden)
+        if self.kind == "silu":
+            return F.silu(hidden)
+        return F.gelu(hidden, approximate="tanh" if self.kind == "gelu_tanh" else "none")
 
 
 class FeedForward(nn.Module):

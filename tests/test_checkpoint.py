@@ -229,6 +229,113 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
         Checkpoint.open(tmp_path)
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "network"),
+    [("transformer/diffusion_pytorch_model.safetensors", "transformer"), ("processor/tokenizer.json", None),
+     ("vae/config.json", None)],
+)  # fmt: skip
+def test_a_pointer_that_git_lfs_left_is_called_so(folder, place, network):
+    (folder / place).write_bytes(LFS)
+    with pytest.raises(CheckpointError, match=rf"{place}.*git lfs pull"):
+        load(folder, device="cpu").networks.use(network).__enter__()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The local cache of the Hugging Face hub, empty."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "hub"
+
+
+def cache(hub, folder, commit="0123456789abcdef0123456789abcdef01234567"):
+    """Put a folder into the cache as ``owner/name``."""
+    repository = hub / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    return shutil.copytree(folder, repository / "snapshots" / commit)
+
+
+def test_a_repository_is_opened_from_the_hubs_local_cache(hub, whole):
+    with pytest.raises(CheckpointError, match=r"hf download owner/name$") as caught:
+        load("owner/name")
+    assert "\n" not in str(caught.value)
+    snapshot = cache(hub, whole)
+    assert load("owner/name").checkpoint.weights_hash() == Checkpoint.open(whole).weights_hash()
+    index = json.loads((snapshot / "model_index.json").read_text())
+    del index["_arimage"]
+    (snapshot / "model_index.json").write_text(json.dumps(index))
+    assert load("owner/name").checkpoint.name == "owner/name"
+    (snapshot / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"no safetensors file.*hf download owner/name"):
+        load("owner/name").networks.use("transformer").__enter__()
+    (snapshot / "vae" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config.json is missing.*hf download owner/name"):
+        load("owner/name")
+    shutil.copytree(whole, "owner/name")
+    assert str(load("owner/name").checkpoint.path) == "owner/name"
+
+
+def test_a_tensor_that_would_come_from_two_files_is_refused_by_name(folder, tmp_path):
+    component = folder / "transformer"
+    shutil.copy(
+        component / "diffusion_pytorch_model.safetensors", component / "diffusion_pytorch_model.fp16.safetensors"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"'.*' is in diffusion_pytorch_model.fp16.safetensors and in diff"
+    ) as caught:
+        Checkpoint.open(folder).transformer(CPU, FLOAT)
+    assert str(component) in str(caught.value)
+    definition, config = tiny_tokenizer()
+    path = save_checkpoint(tmp_path / "x", config, tiny_states(config), definition, max_shard_size="50KB")
+    shards = sorted((path / "transformer").glob("*.safetensors"))
+    name = next(iter(load_file(shards[0])))
+    rewrite(shards[1], lambda tensors: tensors.update({name: torch.zeros(2)}))
+    with pytest.raises(CheckpointError, match=rf"{name}.*{shards[0].name} and in {shards[1].name}"):
+        Checkpoint.open(path).transformer(CPU, FLOAT)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("file", r"diffusion_pytorch_model.safetensors is not named by diffusion_pytorch_model.safetensors.index.json"),
+        ("index", r"a.safetensors.index.json and diffusion_pytorch_model.safetensors.index.json"),
+        ("outside", r"'\.\./x.safetensors', which is no name of a file"),
+        ("list", r"weight_map"),
+    ],
+)
+def test_an_index_and_the_files_beside_it_must_agree(damage, message, tmp_path):
+    definition, config = tiny_tokenizer()
+    path = save_checkpoint(tmp_path / "x", config, tiny_states(config), definition, max_shard_size="50KB")
+    folder = path / "transformer"
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    contents = json.loads(index.read_text())
+    match damage:
+        case "file":
+            save_file({"left.over": torch.zeros(1)}, folder / "diffusion_pytorch_model.safetensors")
+        case "index":
+            shutil.copy(index, folder / "a.safetensors.index.json")
+        case "outside":
+            contents["weight_map"]["proj_out.weight"] = "../x.safetensors"
+        case "list":
+            contents["weight_map"] = ["proj_out.weight"]
+    index.write_text(json.dumps(contents))
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(path).transformer(CPU, FLOAT)
+
+
+def test_what_systems_leave_beside_weights_is_passed_over(folder):
+    for component in COMPONENTS:
+        (folder / component / "._model.safetensors").write_bytes(b"\0\5\x16\7")
+    before = Checkpoint.open(folder).weights_hash()
+    load_all(folder)
+    (folder / "vae" / "._model.safetensors").unlink()
+    assert Checkpoint.open(folder).weights_hash() == before
+
+
 def test_random_weights_are_marked(tmp_path, whole):
     assert not Checkpoint.open(whole).is_random
     assert Checkpoint.open(initialize_folder(CONFIG, tmp_path / "random")).is_random

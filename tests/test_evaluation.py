@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from arimage.configuration import load_yaml
 from arimage.data.assets import Assets
 from arimage.data.scenes import Scenes
 from arimage.engine import ImageRequest
+from arimage.errors import DataError
 from arimage.evaluation.config import EvaluateConfig
+from arimage.evaluation.features import fill_features
 from arimage.evaluation.judge import Case, Judge
 from arimage.evaluation.lpips import Lpips, _Arrays
 from arimage.evaluation.measures import border_color, foreground, named_color_found, region_psnr
@@ -182,3 +185,34 @@ def test_weights_of_lpips_are_arrays_and_nothing_else(tmp_path: Path) -> None:
     file.write_bytes(pickle.dumps({"a": np.arange(3.0)}))
     with file.open("rb") as handle:
         assert _Arrays(handle).load()["a"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("features.1.bias"), "lacks '1.bias'"),
+        (lambda state: state.update({"features.9.weight": torch.ones(1)}), "holds '9.weight' besides"),
+        (lambda state: state.update({"features.0.weight": torch.ones(1)}), "size mismatch"),
+        (lambda state: state.clear(), "lacks '0.weight'"),
+        (lambda state: [state.pop(name) for name in list(state) if "num_batches" in name], None),
+    ],
+)
+def test_the_judges_features_take_all_of_their_weights_or_refuse_them(change: Any, message: str | None, tmp_path: Path):
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1, bias=False), torch.nn.BatchNorm2d(4))
+    state = {f"features.{name}": value + 1 for name, value in network.state_dict().items()}
+    change(state)
+    torch.save({**state, "classifier.weight": torch.ones(2)}, tmp_path / "x.pth")
+    if message is None:
+        fill_features(network, tmp_path / "x.pth")
+        assert torch.equal(network[1].weight, torch.full((4,), 2.0))
+        return
+    with pytest.raises(DataError, match=message) as caught:
+        fill_features(network, tmp_path / "x.pth")
+    assert str(tmp_path / "x.pth") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_weights_of_the_judge_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match=r"x\.pth cannot be read"):
+        fill_features(torch.nn.Sequential(), tmp_path / "x.pth")

@@ -1041,17 +1041,79 @@ def test_preparing_goes_on_where_it_stopped_and_other_networks_are_refused(
         prepare(config.model_copy(update={"seed": 3}), tmp_path / "whole", 12, 4, lambda text: None)
 
 
+# fp16
+
+
+def scaled_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, scale: float) -> Run:
+    """A started run whose gradients are rounded and scaled as in fp16, which accelerate has on GPUs only."""
+    run = Run(config)
+    run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    run.start()
+    for parameter in run._learning_parameters():
+        parameter.register_hook(lambda gradient: gradient.half().float())
+    monkeypatch.setattr(type(run.accelerator), "mixed_precision", "fp16")
+    monkeypatch.setattr(run.accelerator, "native_amp", True)
+    return run
+
+
+def test_an_overflow_of_fp16_skips_its_step_and_is_counted(
+    checkpoint_folder: Path, assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = stage("autoregressive", checkpoint_folder, assets, tmp_path / "run", evaluation=[])
+    run = scaled_run(config, monkeypatch, 2.0**19)
+    before = {name: value.clone() for name, value in run.objective.state_dict().items()}
+    figures = run._one_step(iter([run.batches[0]]))
+    assert (figures["overflows"], figures["loss_scale"], "gradient_norm" in figures) == (1, 2.0**18, False)
+    assert all(torch.equal(value, before[name]) for name, value in run.objective.state_dict().items())
+    run.run()
+    rows = metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    overflows = [row["overflows"] for row in rows]
+    assert 1 <= overflows[-1] < 7
+    assert [row["loss_scale"] for row in rows] == [2.0 ** (19 - count) for count in overflows]
+    assert ["gradient_norm" in row for row in rows] == [a == b for a, b in zip([1, *overflows], overflows)]
+    assert run.facts["skipped"] == 0
+    assert not (tmp_path / "run" / "spikes").exists()
+    again = scaled_run(config, monkeypatch, 1.0)
+    assert again.accelerator.scaler.get_scale() == rows[-1]["loss_scale"]
+    assert again.facts["overflows"] == overflows[-1]
+
+
+def test_gradients_that_no_scale_makes_finite_stop_an_fp16_run(
+    checkpoint_folder: Path, assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = stage("autoregressive", checkpoint_folder, assets, tmp_path / "run", evaluation=[])
+    run = scaled_run(config, monkeypatch, 2.0**-13)
+    next(run.objective.parameters()).register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(TrainingStopped, match=r"step 3: the gradients are not finite even at the loss scale 3\.05e-05"):
+        run.run()
+
+
+def test_a_step_left_out_for_its_loss_does_not_hold_up_the_scaler(
+    checkpoint_folder: Path, assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = stage("autoregressive", checkpoint_folder, assets, tmp_path / "run", evaluation=[], on_spike="skip")
+    run = scaled_run(config, monkeypatch, 2.0)
+    monkeypatch.setattr(run, "_sound", lambda totals, batches: run.step == 2)
+    assert [bool(run._one_step(iter([run.batches[run.step]]))) for run.step in range(3)] == [False, False, True]
+
+
 # LoRA
 
 
 @pytest.mark.parametrize("network", ["autoregressive", "decoder"])
-def test_adapters_learn_alone_and_are_merged_for_use(network: str, start: Path, assets: Path, tmp_path: Path) -> None:
+def test_adapters_learn_alone_and_are_merged_for_use(
+    network: str, checkpoint_folder: Path, assets: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("peft")
+    start = checkpoint_folder  # the gates of a fresh decoder are shut: adapters behind them would learn nothing
     run = Run(stage(network, start, assets, tmp_path / "run", lora={"rank": 4}, learning_rate=1e-2, ema=None))
     assert all(".lora_" in name for name in run.learning)
     run.start()
     folder = run.run()
-    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    files = {"adapter_config.json", "adapter_model.safetensors"}
+    files |= {"pytorch_lora_weights.safetensors"} if network == "decoder" else set()
+    assert {path.name for path in folder.iterdir()} == files
     plain, merged = load(start, device="cpu"), load(start, device="cpu", lora=[folder])
     with pytest.raises(SystemExit) as caught:
         cli(["generate", "x", "--model", str(start), "--lora", str(folder), "--size", "64", "--steps", "1",

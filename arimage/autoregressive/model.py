@@ -266,6 +266,8 @@ class AutoregressiveModel(nn.Module):
 
     def scores(self, hidden: Tensor, words: int | None = None) -> Tensor:
         """Logits of the first ``words`` vision words (all by default): (..., hidden) -> (..., words)."""
+        if type(self.lm_head) is not Linear:  # an adapter beside it, whose part the weight does not hold
+            return self.lm_head(hidden)[..., :words]
         weight = self.lm_head.weight
         if onednn_serves(hidden, weight):
             return linear(hidden, weight, None)[..., :words]

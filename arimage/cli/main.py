@@ -1,7 +1,11 @@
 """``arimage``: the commands, and what happens when one fails."""
 
+import logging
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -65,12 +69,27 @@ def run(arguments: list[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     print_what_can_be_shown()
     try:
-        code = app(arguments, prog_name="arimage", standalone_mode=False)
+        with _quiet_libraries():
+            code = app(arguments, prog_name="arimage", standalone_mode=False)
     except BaseException as error:
         if debug and not isinstance(error, SystemExit):
             raise
         sys.exit(_explain(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep from the screen what libraries find odd about people's files; this process is ours to set."""
+    fonts = logging.getLogger("fontTools")
+    level = fonts.level
+    fonts.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        try:
+            yield
+        finally:
+            fonts.setLevel(level)
 
 
 def _explain(error: BaseException) -> int:

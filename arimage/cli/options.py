@@ -13,7 +13,8 @@ def _option(*names: str, panel: str, help: str, min: int | None = None) -> Any:
 
 
 Model = Annotated[
-    Path | None, _option("--model", "-m", panel=MACHINE, help="Checkpoint folder; the embedded model by default.")
+    Path | None,
+    _option("--model", "-m", panel=MACHINE, help="Checkpoint folder, or owner/name in the hub's cache."),
 ]
 Device = Annotated[str | None, _option("--device", panel=MACHINE, help="auto, cpu, cuda or cuda:N.")]
 DataType = Annotated[
@@ -35,7 +36,8 @@ Compile = Annotated[
     ),
 ]
 Lora = Annotated[
-    list[Path] | None, _option("--lora", panel=MACHINE, help="Folder of LoRA adapters to merge in; may be repeated.")
+    list[str] | None,
+    _option("--lora", panel=MACHINE, help="LoRA adapters to merge in, PATH or PATH:STRENGTH; may be repeated."),
 ]
 Tier = Annotated[
     str | None, _option("--tier", panel=DIFFUSION, help="lossless (50 steps) or fast (5, multistep, nearly the same).")

@@ -5,7 +5,6 @@ A pack is a zip of font files and an ``index.json`` that says what each covers a
 
 import io
 import json
-import logging
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -126,7 +125,6 @@ def build_fonts(
         from fontTools.ttLib import TTFont, TTLibError
     except ImportError:
         raise DataError("packing fonts needs fonttools: pip install 'arimage[data]'") from None
-    logging.getLogger("fontTools").setLevel(logging.ERROR)
     fonts, dropped = [], {}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:

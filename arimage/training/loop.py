@@ -41,6 +41,7 @@ from arimage.training.progress import Progress
 
 STATES, SAMPLES, FINISHED = "states", "samples", "checkpoint"
 SPIKE_WINDOW = 50
+LEAST_SCALE = 2.0**-14
 SHARDED = ("Layer", "Block", "AdaptiveNorm")
 COMPILED = ("Layer", "Block", "Encoder", "Decoder")
 
@@ -147,7 +148,9 @@ class Run:
         self.step = self.first = 0
         self.pending: list[BadSample] = []
         self.recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
-        self.facts: dict[str, Any] = {"skipped": 0, "best": None, "best_step": None}
+        self.facts: dict[str, Any] = {
+            "skipped": 0, "overflows": 0, "scaler": None, "best": None, "best_step": None,
+        }  # fmt: skip
 
     def _encoders(self) -> str:
         from arimage.training.prepare import encoders_hash
@@ -252,7 +255,7 @@ class Run:
     def _load_weights(self, saved: state.Saved) -> None:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-        options = StateDictOptions(full_state_dict=True, strict=False)
+        options = StateDictOptions(full_state_dict=True)
         set_model_state_dict(self.model, dict(saved.weights), options=options)
 
     def _restore(self, saved: state.Saved, restarted: bool) -> None:
@@ -267,6 +270,8 @@ class Run:
         self.first = saved.step if restarted else saved.facts.pop("first", 0)
         recent = saved.facts.pop("recent", [])
         self.facts |= {name: saved.facts[name] for name in self.facts if name in saved.facts}
+        if self.accelerator.scaler is not None and self.facts["scaler"]:
+            self.accelerator.scaler.load_state_dict(self.facts["scaler"])
         if saved.settings is not None and not signature.evaluated_alike(saved.settings, self.settings):
             self.facts |= {"best": None, "best_step": None}
         self.recent.extend([] if restarted else recent)
@@ -341,12 +346,19 @@ class Run:
         totals = self._over_processes(totals)
         self._count_bad()
         totals |= {"gradient_norm": float(norm), "learning_rate": rate}
-        if not self._sound(totals, kept):
+        overflow = self._overflowed(totals)
+        if not overflow and not self._sound(totals, kept):
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.update()  # it has looked at these gradients, and would refuse the next ones
             self.optimizer.zero_grad(set_to_none=True)
             return {}
-        self.recent.append(totals["loss"])
-        self.optimizer.step()
+        self.optimizer.step()  # after an overflow the scaler takes no step, and lowers the scale
         self.optimizer.zero_grad(set_to_none=True)
+        totals |= self._scaling()
+        if overflow:
+            del totals["gradient_norm"]
+            return totals
+        self.recent.append(totals["loss"])
         self.objective.after_step()
         if self.average is not None:
             self.average.update(self._trainable(), self.step)
@@ -387,6 +399,33 @@ class Run:
         figures = [row for row, _ in rows]
         names = dict.fromkeys(name for row in figures for name in row)
         return {name: statistics.fmean([row[name] for row in figures if name in row]) for name in names}
+
+    def _overflowed(self, totals: Mapping[str, float]) -> bool:
+        """Whether fp16 gradients of a sound loss overflowed, which the scaler finds its scale by.
+
+        Raises:
+            TrainingStopped: they still do at a scale so small that the gradients themselves must be at fault.
+        """
+        if self.accelerator.mixed_precision != "fp16" or not math.isfinite(totals["loss"]):
+            return False
+        if math.isfinite(totals["gradient_norm"]):
+            return False
+        scaler = self.accelerator.scaler
+        if scaler is not None and scaler.get_scale() < LEAST_SCALE:
+            raise TrainingStopped(
+                f"step {self.step + 1}: the gradients are not finite even at the loss scale {scaler.get_scale():.3g}; "
+                "train with precision=bf16 or precision=no"
+            )
+        self.facts["overflows"] += 1
+        return True
+
+    def _scaling(self) -> dict[str, float]:
+        """For the log of an fp16 run: how many steps an overflow has skipped, and the loss scale."""
+        if self.accelerator.mixed_precision != "fp16":
+            return {}
+        scaler = self.accelerator.scaler
+        scale = {} if scaler is None else {"loss_scale": float(scaler.get_scale())}
+        return {"overflows": float(self.facts["overflows"]), **scale}
 
     def _sound(self, totals: Mapping[str, float], batches: list[Batch]) -> bool:
         """Whether a step may be taken; stops the run when it may not and the config says so."""
@@ -531,6 +570,8 @@ class Run:
             for slot, value in slots.items()
         }
         average = {} if self.average is None else {n: state.gathered(v) for n, v in self.average.values.items()}
+        if self.accelerator.scaler is not None:
+            self.facts["scaler"] = self.accelerator.scaler.state_dict()
         facts = {
             **self.facts, "first": self.first, "recent": list(self.recent), "objective": self.objective.facts(),
         }  # fmt: skip

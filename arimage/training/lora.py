@@ -1,14 +1,23 @@
-"""Low-rank adapters: put in for training by ``peft``, saved in its format, merged into a network for use."""
+"""Low-rank adapters: put in for training by ``peft``, saved as it and ``diffusers`` read them, merged for use."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from arimage.errors import UsageError
-from arimage.lora import ADAPTER_FILE, CONFIG_FILE, NETWORK_KEY, PREFIX
+from arimage.checkpoint import replaced_when_whole
+from arimage.errors import UsageError, nearest
+from arimage.lora import (
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    DIFFUSERS_FILE,
+    DIFFUSERS_METADATA,
+    DIFFUSERS_PREFIX,
+    PEFT_PREFIX,
+)
 from arimage.training.config import LoraConfig
 from arimage.training.objective import Objective
 
@@ -16,10 +25,10 @@ NETWORKS = {"autoregressive": "model", "decoder": "transformer"}
 
 
 def add_adapters(objective: Objective, config: LoraConfig) -> None:
-    """Put adapters beside the chosen linear layers of the network that is trained.
+    """Put adapters beside the chosen layers of the network that is trained.
 
     Raises:
-        UsageError: peft is not installed, or the targets match nothing.
+        UsageError: peft is not installed, or a target matches no layer that can have an adapter.
     """
     try:
         import peft
@@ -27,28 +36,51 @@ def add_adapters(objective: Objective, config: LoraConfig) -> None:
         raise UsageError("LoRA needs peft: pip install 'arimage[train]'") from None
     network = getattr(objective, NETWORKS[objective.config.train])
     names = [name for name, _ in network.named_modules()]
-    targets = [target for target in config.targets if any(n == target or n.endswith(f".{target}") for n in names)]
-    if not targets:
-        raise UsageError(f"lora.targets {', '.join(config.targets)} match no layer of the network")
+    targets = [target for target in config.targets if _matches(target, names)]
+    of_both_networks = LoraConfig.model_fields["targets"].default
+    for target in config.targets:
+        if target not in targets and (target not in of_both_networks or not targets):
+            last = {name.rpartition(".")[2] for name in names}
+            raise UsageError(f"lora.targets: {target!r} matches no layer of the network{nearest(target, last)}")
     settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, lora_dropout=0.0)
-    peft.inject_adapter_in_model(settings, network)
+    try:
+        peft.inject_adapter_in_model(settings, network)
+    except ValueError as error:
+        raise UsageError(f"lora.targets {', '.join(targets)}: {' '.join(str(error).split())}") from None
+
+
+def _matches(target: str, names: list[str]) -> bool:
+    return any(name == target or name.endswith(f".{target}") for name in names)
 
 
 def save_adapters(folder: Path, weights: Mapping[str, Tensor], config: LoraConfig, train: str) -> Path:
-    """Write the adapters as peft does, with the network that they belong to."""
+    """Write the adapters as peft does, and those of the decoder once more as ``diffusers`` does.
+
+    ``PeftModel.from_pretrained`` opens the folder, and ``load_lora_adapter(folder, use_safetensors=True)`` of the
+    reference's transformer. It appears whole or not at all.
+    """
     from safetensors.torch import save_file
 
     prefix = f"{NETWORKS[train]}."
     adapters = {
-        PREFIX + name.removeprefix(prefix).replace(".default.", "."): value.contiguous()
+        re.sub(r"\.default(?=\.|$)", "", name.removeprefix(prefix)): value.contiguous()
         for name, value in weights.items()
         if ".lora_" in name
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(adapters, folder / ADAPTER_FILE, metadata={"format": "pt"})
-    contents: dict[str, Any] = {
-        "peft_type": "LORA", "r": config.rank, "lora_alpha": config.alpha, "target_modules": list(config.targets),
-        "bias": "none", NETWORK_KEY: "transformer" if train == "decoder" else "autoregressive",
-    }  # fmt: skip
-    (folder / CONFIG_FILE).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+    layers = [name.partition(".lora_")[0] for name in adapters]
+    settings: dict[str, Any] = {
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "target_modules": [target for target in config.targets if _matches(target, layers)],
+        "bias": "none",
+    }
+    with replaced_when_whole(folder) as part:
+        prefixed = {PEFT_PREFIX + name: value for name, value in adapters.items()}
+        save_file(prefixed, part / ADAPTER_FILE, {"format": "pt"})
+        contents = json.dumps({"peft_type": "LORA", **settings}, indent=2)
+        (part / CONFIG_FILE).write_text(contents + "\n", encoding="utf-8")
+        if train == "decoder":
+            packed = json.dumps({DIFFUSERS_PREFIX + name: value for name, value in settings.items()})
+            named = {DIFFUSERS_PREFIX + name: value for name, value in adapters.items()}
+            save_file(named, part / DIFFUSERS_FILE, {"format": "pt", DIFFUSERS_METADATA: packed})
     return folder
