@@ -66,6 +66,15 @@ def test_memory_is_shared_by_gpus_and_saved_by_checkpointing() -> None:
     assert "does NOT fit" in "\n".join(one.lines())
 
 
+def test_precision_auto_is_planned_as_bf16_and_fp32_doubles_what_is_computed() -> None:
+    path = ROOT / "configs" / "nano" / "decoder-256.yaml"
+    auto, bf16, fp32 = (plan_stage(path, given, MACHINE) for given in ([], ["precision=bf16"], ["precision=no"]))
+    assert auto == bf16
+    assert (fp32.activations, fp32.others) == (2 * bf16.activations, 2 * bf16.others)
+    assert fp32.optimizer == bf16.optimizer
+    assert "(bf16)" in auto.lines()[-2]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "glm-image-9b").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_stage_of_the_large_model_can_be_planned(path: Path) -> None:
     if path.stem in ("model", "common"):

@@ -36,6 +36,7 @@ from arimage.training.batches import Batch, StepBatches, loader
 from arimage.training.config import TrainConfig
 from arimage.training.objective import Objective
 from arimage.training.optimizer import build_optimizer
+from arimage.training.precision import computed_in
 from arimage.training.progress import Progress
 
 STATES, SAMPLES, FINISHED = "states", "samples", "checkpoint"
@@ -110,12 +111,13 @@ class Run:
     """One run of a stage: what :func:`train` drives."""
 
     def __init__(self, config: TrainConfig) -> None:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
         from accelerate.utils import ProjectConfiguration
 
         self.config, self.output = config, Path(config.output)
+        self.precision = computed_in(config.precision, PartialState().device)
         self.accelerator = Accelerator(
-            mixed_precision=config.precision,
+            mixed_precision=self.precision,
             log_with=list(config.trackers) or None,
             project_config=ProjectConfiguration(str(self.output), logging_dir=str(self.output / "logs")),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
@@ -155,6 +157,7 @@ class Run:
     def _signature(self) -> str:
         """What a saved state must have been made with to be gone on from."""
         settings = self.config.model_dump(mode="json", exclude=set(UNSIGNED))
+        settings["precision"] = self.precision  # so that a run does not go on in another one on another machine
         settings["batch_size"] = self.config.batch_size * self.accelerator.num_processes
         settings["total_steps"] = self.config.steps if self.config.schedule != "constant" else None
         settings["start"] = self.checkpoint.weights_hash()
