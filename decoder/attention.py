@@ -1,8 +1,9 @@
 """Attention over one joint row of references, glyphs and image tokens.
 
 flash-attn serves half-precision tensors on a GPU when it is installed, packing the keys that a mask leaves;
-PyTorch's scaled-dot-product attention gives the same results otherwise. On CPUs it multiplies by MKL; long fp32 rows
-are therefore attended head by head with oneDNN's products (see :mod:`decoder.linear`).
+PyTorch's scaled-dot-product attention gives the same results otherwise. On CPUs it multiplies by MKL; where oneDNN is
+faster (see :mod:`decoder.linear`), long fp32 rows are attended head by head with its products. In training, bf16 rows
+go through plain products where the CPU has them natively; where it emulates them these take twice as long.
 """
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decoder.linear import ONEDNN, linear
+from decoder.processor import multiplies_bf16
 
 try:
     from flash_attn import flash_attn_func, flash_attn_varlen_func
@@ -49,8 +51,9 @@ def joint_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor |
 
 def matmul_serves(query: Tensor, key: Tensor) -> bool:
     """Whether plain matrix products train faster than PyTorch's fused kernel: bf16 on a CPU, rows of a few hundred."""
-    short = query.shape[1] * key.shape[1] <= MATMUL_SCORES
-    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad and short
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or not query.requires_grad:
+        return False
+    return query.shape[1] * key.shape[1] <= MATMUL_SCORES and multiplies_bf16(query.device)
 
 
 def matmul_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:

@@ -1,25 +1,30 @@
-"""Linear layers of networks that only run: oneDNN's product on CPUs, and one product for projections of one input.
+"""Linear layers of networks that only run: the faster product on CPUs, and one product for projections of one input.
 
-For fp32 PyTorch calls MKL, which reaches half of oneDNN's rate on processors that are not Intel's; oneDNN also applies
-the activation while the result is in the cache. Weights whose outputs are neighbours in memory spare it a copy at each
-call, and a single row reads them faster. The results differ by float rounding.
+For fp32 PyTorch calls MKL. On CPUs with AVX-512 that are not Intel's it reaches half of oneDNN's rate, which also
+applies the activation while the result is in the cache; weights whose outputs are neighbours in memory spare oneDNN a
+copy at each call, and a single row reads them faster. With AVX2 MKL is the faster one (``benchmarks/kernels.py``), so
+layers go through PyTorch there. The results differ by float rounding.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+from decoder.processor import has_avx512
+
+ONEDNN = has_avx512() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 FEWEST_ROWS = 2
+GELU_SLOPE = 2 * math.sqrt(2 / math.pi)
+GELU_CUBE = 0.044715
+GELU_FEWEST = 8192
 
 
 def onednn_serves(hidden: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN multiplies: several rows by a laid-out fp32 weight on a CPU, and no gradients to come."""
-    if not onednn_may_serve(weight) or hidden.dtype != torch.float32:
-        return False
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    if not ONEDNN or not onednn_may_serve(weight) or hidden.dtype != torch.float32 or learns_or_compiles():
         return False
     return hidden.numel() >= FEWEST_ROWS * hidden.shape[-1] and weight.stride() == (1, len(weight))
 
@@ -35,7 +40,24 @@ def linear_gelu_tanh(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     """A linear layer and the tanh form of GELU."""
     if onednn_serves(hidden, weight):
         return torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "gelu", [], "tanh")
-    return F.gelu(F.linear(hidden, weight, bias), approximate="tanh")
+    return gelu_tanh(F.linear(hidden, weight, bias))
+
+
+def gelu_tanh(hidden: Tensor) -> Tensor:
+    """The tanh form of GELU.
+
+    ``x (1 + tanh(y)) / 2`` is ``x sigmoid(2y)``, and on CPUs PyTorch takes a sigmoid in a quarter of its kernel's time.
+    """
+    few = hidden.numel() < GELU_FEWEST
+    if few or hidden.device.type != "cpu" or hidden.dtype != torch.float32 or learns_or_compiles():
+        return F.gelu(hidden, approximate="tanh")
+    inner = (hidden * hidden).mul_(GELU_SLOPE * GELU_CUBE).add_(GELU_SLOPE).mul_(hidden)
+    return inner.sigmoid_().mul_(hidden)
+
+
+def learns_or_compiles() -> bool:
+    """Whether operations may be recorded, cast or compiled, so that they have to be PyTorch's own."""
+    return torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
 
 
 class Linear(nn.Linear):
@@ -81,7 +103,7 @@ class Projections(nn.Module):
 def prepare_to_run(network: nn.Module) -> None:
     """Lay out a network that will not be trained; shapes, names and values stay.
 
-    The projections of its attentions are joined, and on a CPU fp32 weights are stored output beside output.
+    The projections of its attentions are joined, and where oneDNN serves fp32 weights are stored output beside output.
     """
     for module in network.modules():
         if isinstance(module, Linear) and onednn_may_serve(module.weight):
@@ -92,7 +114,7 @@ def prepare_to_run(network: nn.Module) -> None:
 
 
 def onednn_may_serve(weight: Tensor) -> bool:
-    """Whether a weight is one that oneDNN can take once it is laid out: plain fp32 on a CPU."""
+    """Whether a weight is one that oneDNN multiplies once it is laid out: plain fp32 on a CPU where oneDNN leads."""
     plain = type(weight) in (Tensor, nn.Parameter) and weight.device.type == "cpu" and weight.dtype == torch.float32
     return ONEDNN and plain
 

@@ -70,6 +70,15 @@ def test_memory_is_shared_by_gpus_and_saved_by_checkpointing() -> None:
     assert "does NOT fit" in "\n".join(one.lines())
 
 
+def test_precision_auto_is_planned_as_bf16_and_fp32_doubles_what_is_computed() -> None:
+    path = ROOT / "configs" / "nano" / "decoder-256.yaml"
+    auto, bf16, fp32 = (plan_stage(path, given, MACHINE) for given in ([], ["precision=bf16"], ["precision=no"]))
+    assert auto == bf16
+    assert (fp32.activations, fp32.others) == (2 * bf16.activations, 2 * bf16.others)
+    assert fp32.optimizer == bf16.optimizer
+    assert "(bf16)" in auto.lines()[-2]
+
+
 @pytest.mark.parametrize("path", [*stages("base"), *stages("glm-image-9b")], ids=name)
 def test_every_stage_of_the_large_sizes_fits_and_costs_what_its_file_says(path: Path) -> None:
     said = re.fullmatch(r"(\d+) GB on each of (\d+) GPUs, ([\d.]+) hours \(planned\)", cost(path))

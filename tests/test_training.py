@@ -66,7 +66,7 @@ def stage(network: str, start: Path, assets: Path, output: Path, **more: Any) ->
     values = {
         "train": network, "start": str(start), "output": str(output), "steps": 6, "batch_size": 2, "warmup": 2,
         "save_every": 3, "evaluate_every": 3, "sample_every": 100, "log_every": 1, "trackers": [],
-        "evaluation_batches": 1, "data": [{"scenes": scenes, "assets": str(assets)}],
+        "precision": "no", "evaluation_batches": 1, "data": [{"scenes": scenes, "assets": str(assets)}],
         "evaluation": [{"scenes": {**scenes, "split": "evaluation"}, "assets": str(assets)}],
         "autoencoder": {"crop": 32, "statistics_samples": 4}, "tokenizer": {"decoder_size": 32, "text_layers": 1},
         "samples": {"size": [64, 64], "steps": 2}, **more,

@@ -71,7 +71,7 @@ def packed_causal_attention(query: Tensor, key: Tensor, value: Tensor, lengths: 
 def step_attention(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
     """Attention of the newest tokens of each row over all cached ones.
 
-    The query heads that share a key-value head are treated as that head's queries, so nothing is repeated.
+    The query heads that share a key-value head are treated as that head's queries where nothing has to be copied for it.
 
     Args:
         query: (B, S, heads, head_dim).
@@ -88,7 +88,6 @@ def step_attention(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor 
         mask = None if visible is None else visible[:, None]
         attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
         return attended.reshape(batch, 1, heads, head_dim)
-    grouped = query.unflatten(2, (shared, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    mask = None if visible is None else visible[:, None].repeat(1, 1, heads // shared, 1)
-    attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
-    return attended.unflatten(2, (-1, count)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+    mask = None if visible is None else visible[:, None]
+    by_head = query.transpose(1, 2)
+    return F.scaled_dot_product_attention(by_head, keys, values, attn_mask=mask, enable_gqa=True).transpose(1, 2)

@@ -72,7 +72,9 @@ def plan(
     utilisation: Annotated[
         float, typer.Option("--utilisation", help="Share of the GPU's peak that training reaches.", min=0.01, max=1)
     ] = 0.4,
-    teraflops: Annotated[float, typer.Option("--teraflops", help="Peak of a GPU in bf16.", min=1)] = 989,
+    teraflops: Annotated[
+        float, typer.Option("--teraflops", help="Peak of a GPU in the stage's precision.", min=1)
+    ] = 989,
     model: Annotated[
         Path | None, typer.Option("--model", help="model.yaml of the dimensions; by default the one beside the stage.")
     ] = None,

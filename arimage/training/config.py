@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from arimage.configuration import merged
 from arimage.data.scenes.settings import SceneSettings
+from arimage.training.precision import Precision
 
 Subject = Literal["tokenizer", "autoencoder", "autoregressive", "decoder"]
 
@@ -255,6 +256,8 @@ class TrainConfig(_Strict):
         learning_rate, schedule, warmup, final_share: cosine to ``final_share`` of the rate, linear to it, or constant.
         muon: patterns of the names of matrices that learn by Muon instead of AdamW.
         clip: largest gradient norm.
+        precision: auto is bf16 where the device multiplies it natively, else fp32; no is fp32, bf16 and fp16 mixed
+            precision, whatever the device. A run goes on in the one that it began with.
         compile: compile the blocks of the networks (``torch.compile``).
         ema: decay of the weights' moving average, which is what is evaluated and exported; None is none.
         trainable, frozen: patterns of parameter names (fnmatch); what matches none of ``trainable``, or one of
@@ -285,7 +288,7 @@ class TrainConfig(_Strict):
     muon: tuple[str, ...] = ()
     clip: float = Field(1.0, gt=0)
     ema: float | None = Field(0.999, ge=0, lt=1)
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Precision = "auto"
     compile: bool = False
     gradient_checkpointing: bool = False
     trainable: tuple[str, ...] = ("*",)
@@ -314,6 +317,12 @@ class TrainConfig(_Strict):
     autoregressive: AutoregressiveTraining = AutoregressiveTraining()
     decoder: DecoderTraining = DecoderTraining()
     lora: LoraConfig | None = None
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _unquoted(cls, value: Any) -> Any:
+        """YAML takes a ``no`` without quotes for false."""
+        return "no" if value is False else value
 
     @model_validator(mode="before")
     @classmethod

@@ -37,6 +37,7 @@ from arimage.training.batches import Batch, StepBatches, loader
 from arimage.training.config import TrainConfig
 from arimage.training.objective import Objective
 from arimage.training.optimizer import build_optimizer
+from arimage.training.precision import computed_in
 from arimage.training.progress import Progress
 
 STATES, SAMPLES, FINISHED = "states", "samples", "checkpoint"
@@ -112,12 +113,13 @@ class Run:
     """One run of a stage: what :func:`train` drives."""
 
     def __init__(self, config: TrainConfig) -> None:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
         from accelerate.utils import ProjectConfiguration
 
         self.config, self.output = config, Path(config.output)
+        self.precision = computed_in(config.precision, PartialState().device)
         self.accelerator = Accelerator(
-            mixed_precision=config.precision,
+            mixed_precision=self.precision,
             log_with=list(config.trackers) or None,
             project_config=ProjectConfiguration(str(self.output), logging_dir=str(self.output / "logs")),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
@@ -144,7 +146,8 @@ class Run:
                 config.captions.model_copy(update={"dropout": 0.0}),
                 seed=config.seed + 1, process=process, processes=processes, encoders=self._encoders,
             )  # fmt: skip
-        self.settings = signature.settings_of(config, self.checkpoint.weights_hash(), processes)
+        computed = config.model_copy(update={"precision": self.precision})  # a state is gone on from in its own
+        self.settings = signature.settings_of(computed, self.checkpoint.weights_hash(), processes)
         self.step = self.first = 0
         self.pending: list[BadSample] = []
         self.recent: deque[float] = deque(maxlen=SPIKE_WINDOW)

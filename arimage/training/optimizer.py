@@ -104,14 +104,17 @@ class MuonAdamW(torch.optim.Optimizer):
         return (state["mean"] / (1 - first**step)).div_(size)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
+def orthogonal(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Roughly the nearest (semi-)orthogonal matrix, by five Newton-Schulz steps; singular values end near 1.
 
-    In bf16 where the device multiplies it natively, else in fp32.
+    Args:
+        dtype: of the steps; by default bf16 where the device multiplies it natively, else fp32.
     """
+    if dtype is None:
+        dtype = torch.bfloat16 if multiplies_bf16(matrix.device) else torch.float32
     a, b, c = NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]
-    value = (matrix.T if tall else matrix).to(torch.bfloat16 if multiplies_bf16(matrix.device) else torch.float32)
+    value = (matrix.T if tall else matrix).to(dtype)
     value = value / (value.norm() + 1e-7)
     for _ in range(ITERATIONS):
         square = value @ value.T

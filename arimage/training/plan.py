@@ -1,11 +1,11 @@
 """What a stage needs before a GPU is rented: memory, work and time, from the config and the meta device.
 
-Memory of a GPU under FSDP2 with bf16 computation over G GPUs, in bytes for each of P trained parameters:
-4 (weights) + 4 (gradients) + 8 (AdamW) + 4 (moving average), all divided by G; frozen parameters 2 each, divided by
-G where they belong to the trained network, whole otherwise; two gathered layers in bf16; activations. With
-checkpointing a layer keeps its input (2 bytes x hidden x token) and one layer at a time its inside; without, every
-layer its inside, about 34 bytes x hidden x token (Korthikanti et al. 2022, arXiv:2205.05198, with attention that
-stores no scores).
+Memory of a GPU under FSDP2 with bf16 computation (``precision: auto`` on GPUs) over G GPUs, in bytes for each of P
+trained parameters: 4 (weights) + 4 (gradients) + 8 (AdamW) + 4 (moving average), all divided by G; frozen parameters
+2 each, divided by G where they belong to the trained network, whole otherwise; two gathered layers in bf16;
+activations. With checkpointing a layer keeps its input (2 bytes x hidden x token) and one layer at a time its inside;
+without, every layer its inside, about 34 bytes x hidden x token (Korthikanti et al. 2022, arXiv:2205.05198, with
+attention that stores no scores). In fp32 (``precision: "no"``) what is 2 bytes in bf16 is 4, activations alike.
 
 Work of a step: 6 FLOP for each token and parameter that multiplies it (8 with checkpointing; embeddings are only
 looked up, adaptive norms multiply once a sample), 2 for each one that only encodes, and 12 x layers x hidden x token
@@ -27,6 +27,7 @@ from arimage.errors import UsageError
 from arimage.training.config import TrainConfig
 
 INSIDE = 34
+ON_GPUS = {"auto": "bf16", "no": "fp32"}
 PROMPT_TOKENS = 80
 GLYPH_TOKENS = 64
 GB = 1e9
@@ -35,7 +36,7 @@ RESERVE = 4.0
 
 @dataclass(frozen=True)
 class Machine:
-    """GPUs: how many, memory of each in GB, peak of each in bf16 TFLOP/s, and the share of it that is reached."""
+    """GPUs: how many, memory of each in GB, peak of each in TFLOP/s, and the share of it that is reached."""
 
     gpus: int
     memory: float
@@ -48,6 +49,7 @@ class Plan:
     """What a stage needs.
 
     Attributes:
+        precision: that it computes in: bf16, fp16 or fp32.
         trained, frozen: parameters.
         tokens: of the longest sample.
         weights, gradients, optimizer, average, others, activations: GB on each GPU.
@@ -57,6 +59,7 @@ class Plan:
 
     stage: str
     machine: Machine
+    precision: str
     trained: int
     frozen: int
     tokens: int
@@ -98,7 +101,7 @@ class Plan:
             f"memory of each of {machine.gpus} GPUs: {self.memory:.1f} GB of {machine.memory:g} GB, {verdict}",
             f"  in GB: {parts}, reserve {RESERVE:.1f}",
             f"a step: {self.samples_a_step} samples of up to {self.tokens} tokens, {self.flops / 1e15:.3f} PFLOP, "
-            f"{self.seconds_a_step:.2f} s at {machine.utilisation:.0%} of {machine.teraflops:g} TFLOP/s",
+            f"{self.seconds_a_step:.2f} s at {machine.utilisation:.0%} of {machine.teraflops:g} TFLOP/s ({self.precision})",
             f"a million samples: {self.hours_a_million:.1f} hours",
         ]
 
@@ -179,9 +182,11 @@ def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = 
     checkpointed = config.gradient_checkpointing
     kept = (2 * hidden * layers + inside * hidden) if checkpointed else inside * hidden * layers
     head = model.text_model.vision_vocab_size * 8 if config.train == "autoregressive" else 0
-    activations = batch * tokens * (kept + head) / GB
+    precision = ON_GPUS.get(config.precision, config.precision)
+    width = 4 if precision == "fp32" else 2
+    activations = width / 2 * batch * tokens * (kept + head) / GB
     share = GB * machine.gpus
-    layer = 2 * 2 * (trained + frozen_inside) / max(1, layers) / GB
+    layer = 2 * width * (trained + frozen_inside) / max(1, layers) / GB
     attention = (16 if checkpointed else 12) * layers * hidden * visible
     flops = samples * ((8 if checkpointed else 6) * work + tokens * attention + 2 * encoded)
     if config.train == "autoencoder":
@@ -190,15 +195,16 @@ def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = 
     return Plan(
         stage=name,
         machine=machine,
+        precision=precision,
         trained=trained,
         frozen=frozen_inside + beside,
         tokens=tokens,
         samples_a_step=samples,
-        weights=(4 * trained + 2 * frozen_inside) / share + layer,
+        weights=(4 * trained + width * frozen_inside) / share + layer,
         gradients=4 * trained / share,
         optimizer=8 * trained / share,
         average=0.0 if config.ema is None else 4 * trained / share,
-        others=2 * beside / GB,
+        others=width * beside / GB,
         activations=activations,
         flops=flops,
         seconds_a_step=seconds,

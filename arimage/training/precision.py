@@ -1,17 +1,19 @@
-"""Which precision a device multiplies natively.
+"""Which precision a stage is trained in: the one place where ``precision: auto`` becomes one that is computed in."""
 
-A CPU without AVX512-BF16 or AMX emulates bf16 products at a hundredth of its fp32 rate, so bf16 is chosen only where
-the processor has it.
-"""
+from typing import Literal
 
 import torch
 
+from decoder.processor import multiplies_bf16
 
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products run at least as fast as fp32 ones on this device."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    limited = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")  # ATEN_CPU_CAPABILITY may say less
-    return not limited and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+__all__ = ["ComputedIn", "Precision", "computed_in", "multiplies_bf16"]
+
+Precision = Literal["auto", "no", "bf16", "fp16"]
+ComputedIn = Literal["no", "bf16", "fp16"]
+
+
+def computed_in(precision: Precision, device: torch.device) -> ComputedIn:
+    """What a stage's ``precision`` is on a device: ``auto`` is bf16 where it is multiplied natively, else fp32 (no)."""
+    if precision != "auto":
+        return precision
+    return "bf16" if multiplies_bf16(device) else "no"
