@@ -5,8 +5,8 @@
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/kernels.py    # as on a processor without AVX-512
 
 Ours and plain PyTorch are called in turns, some milliseconds each, and the fastest turn of each is compared: time of
-ours over time of plain. A ratio of 1 means that ours is plain PyTorch there, or no faster. The last column marks what is
-more than a tenth slower. With one thread the clock is the thread's own, so that other processes disturb less.
+ours over time of plain. A ratio of 1 means that ours is plain PyTorch there, or no faster. The last column marks what
+is more than a tenth slower. With one thread the clock is the thread's own, so that other processes disturb less.
 
 Rows of linear layers: 2 (a token with guidance), 16 (guesses ahead), 80 (a prompt), 268 and 1036 (the decoder at 256
 and 512 px). ``precision`` compares what ``precision: auto`` takes for training with fp32.
@@ -16,7 +16,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,13 +163,14 @@ def training_cases() -> Iterator[Case]:
         heads = (HEADS, SHARED, SHARED)
         three = [torch.randn(1, sum(lengths), count, HEAD_DIM, dtype=dtype, requires_grad=True) for count in heads]
 
-        def plain_packed(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        def plain_packed(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int] = lengths) -> Tensor:
             rows = zip(*(part.split(lengths, dim=1) for part in (query, key, value)))
             return torch.cat([plain_causal(*row) for row in rows], dim=1)
 
         yield Case(
             "training", f"packed rows, {sum(lengths)} tokens, {kind}",
-            learning(lambda q, k, v: packed_causal_attention(q, k, v, lengths), *three), learning(plain_packed, *three),
+            learning(lambda q, k, v, lengths=lengths: packed_causal_attention(q, k, v, lengths), *three),
+            learning(plain_packed, *three),
         )  # fmt: skip
     for rows in (504, 3216):
         ours, plain, hidden = Linear(256, 1024), nn.Linear(256, 1024), torch.randn(rows, 256, requires_grad=True)

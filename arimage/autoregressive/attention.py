@@ -71,7 +71,7 @@ def packed_causal_attention(query: Tensor, key: Tensor, value: Tensor, lengths: 
 def step_attention(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
     """Attention of the newest tokens of each row over all cached ones.
 
-    The query heads that share a key-value head are treated as that head's queries where nothing has to be copied for it.
+    Query heads that share a key-value head are treated as that head's queries where nothing has to be copied for it.
 
     Args:
         query: (B, S, heads, head_dim).

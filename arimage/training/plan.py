@@ -101,7 +101,8 @@ class Plan:
             f"memory of each of {machine.gpus} GPUs: {self.memory:.1f} GB of {machine.memory:g} GB, {verdict}",
             f"  in GB: {parts}, reserve {RESERVE:.1f}",
             f"a step: {self.samples_a_step} samples of up to {self.tokens} tokens, {self.flops / 1e15:.3f} PFLOP, "
-            f"{self.seconds_a_step:.2f} s at {machine.utilisation:.0%} of {machine.teraflops:g} TFLOP/s ({self.precision})",
+            f"{self.seconds_a_step:.2f} s at {machine.utilisation:.0%} of {machine.teraflops:g} TFLOP/s "
+            f"({self.precision})",
             f"a million samples: {self.hours_a_million:.1f} hours",
         ]
 
