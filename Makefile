@@ -20,7 +20,8 @@ test: $(ENVIRONMENTS)/test/ready
 	$(ENVIRONMENTS)/test/bin/ruff check .
 	$(ENVIRONMENTS)/test/bin/ruff format --check .
 	$(ENVIRONMENTS)/test/bin/mypy
-	$(ENVIRONMENTS)/test/bin/python -m pytest tests --ignore tests/interop
+	OMP_NUM_THREADS=1 $(ENVIRONMENTS)/test/bin/python -m pytest tests --ignore tests/interop \
+	  --numprocesses auto --maxprocesses 8 --dist worksteal --durations 10
 
 nano: $(ENVIRONMENTS)/train/ready
 	ARIMAGE=$(ENVIRONMENTS)/train/bin/arimage configs/nano/run.sh
