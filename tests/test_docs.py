@@ -59,3 +59,18 @@ def test_links_lead_somewhere(file):
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)|src=\"([^\"]+)\"", file.read_text(encoding="utf-8"))
     inside = [target for pair in targets for target in pair if target and not target.startswith("http")]
     assert not [target for target in inside if not (file.parent / target).exists()]
+
+
+@pytest.mark.parametrize("file", [ROOT / "README.md", *GUIDES], ids=lambda file: file.name)
+def test_links_to_headings_lead_to_one(file):
+    targets = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", file.read_text(encoding="utf-8"))
+    missing = [
+        f"{name}#{anchor}" for name, anchor in targets if anchor not in anchors(file.parent / name if name else file)
+    ]
+    assert not missing
+
+
+def anchors(file):
+    """What GitHub calls the headings of a file."""
+    headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
