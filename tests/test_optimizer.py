@@ -36,8 +36,9 @@ def test_a_kernel_learns_as_the_matrix_of_its_flattened_inputs() -> None:
     kernel = nn.Conv2d(6, 16, 3, bias=False)
     matrix = nn.Linear(54, 16, bias=False)
     matrix.weight.data = kernel.weight.data.flatten(1).clone()
+    gradient = torch.ones_like(kernel.weight).cumsum(0) * kernel.weight.detach()
     for layer in (kernel, matrix):
-        layer.weight.grad = torch.ones_like(layer.weight).cumsum(0) * kernel.weight.data.view_as(layer.weight)
+        layer.weight.grad = gradient.view_as(layer.weight).clone()
         build_optimizer(layer.named_parameters(), config(muon=["weight"])).step()
     torch.testing.assert_close(kernel.weight.flatten(1), matrix.weight)
 

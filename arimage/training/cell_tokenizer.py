@@ -8,6 +8,7 @@ into one code.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,14 @@ class CellTokenizerObjective(Objective):
         self.patch = checkpoint.config.vision_encoder.patch_size
         pixels = 3 * self.patch**2
         self.classes = Classes(pixels, min(settings.components, pixels), quantizer.config.num_embeddings)
-        self.assets = Assets.open(_assets(config))
         self.fixed = FIXED
         with torch.no_grad():
             self.visual.embeddings.position_embedding.weight.zero_()
+
+    @cached_property
+    def assets(self) -> Assets:
+        """What the stage's scenes are composed of, to draw them again on neutral ground."""
+        return Assets.open(next(str(source.assets) for source in self.config.data if source.assets is not None))
 
     def prepare(self, batches: Any) -> None:
         """Find the classes and begin with directions of codes that are alike where their looks are, or take them up."""
@@ -143,10 +148,6 @@ def read_classes(path: Path, like: Classes) -> dict[str, Tensor]:
     if {name: tuple(value.shape) for name, value in found.items()} != wanted:
         raise DataError(f"tokenizer.classes: {path} holds classes of another tokenizer; wanted are {wanted}")
     return found
-
-
-def _assets(config: TrainConfig) -> str:
-    return next(str(source.assets) for source in config.data if source.assets is not None)
 
 
 def _worn(image: Image.Image, view: Tensor, seed: int, share: float) -> Tensor:
