@@ -1,16 +1,27 @@
 """The snippets of the README and the guides run as they stand, on the embedded model."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from arimage.checkpoint import Checkpoint
 from arimage.cli.main import run
+from arimage.cli.python_reference import python_reference
 from arimage.cli.reference import reference
+from arimage.configuration import ModelConfig
+from arimage.embedded import embedded_folder
+from tests.conftest import photo
 
 ROOT = Path(__file__).parent.parent
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
+TUTORIAL = ROOT / "docs" / "tutorial.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
+SNIPPETS = [ROOT / "README.md", *(guide for guide in GUIDES if guide != TUTORIAL)]
 NOT_HERE = (
     "path/to/", "make demo", "make test", "holiday/", "photo.jpg", "data check photos/", "arimage train",
     "arimage evaluate", "a red fox on a blue background", "fox.png",
@@ -33,13 +44,13 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("code", blocks("python", [ROOT / "README.md", *GUIDES]))
+@pytest.mark.parametrize("code", blocks("python", SNIPPETS))
 def test_python_snippets_run(code, folder):
     lines = [line for line in code.splitlines() if not any(part in line for part in NOT_HERE)]
     exec(compile("\n".join(lines), "snippet", "exec"), {})
 
 
-@pytest.mark.parametrize("text", blocks("console", [ROOT / "README.md", *GUIDES]))
+@pytest.mark.parametrize("text", blocks("console", SNIPPETS))
 def test_console_snippets_run(text, folder, capsys):
     for line in text.splitlines():
         command = line.removeprefix("$ ").split("#")[0].strip()
@@ -50,8 +61,80 @@ def test_console_snippets_run(text, folder, capsys):
         assert not caught.value.code, (command, capsys.readouterr().err)
 
 
+def test_the_tutorial_leads_from_photos_to_a_picture(folder, tmp_path, capsys):
+    """Its blocks in order: files are written, code and commands run, at 64 px, with fewer steps than they ask for."""
+    (tmp_path / "arimage").symlink_to(ROOT / "arimage")
+    (tmp_path / "photos").mkdir()
+    for i in range(2):
+        photo(320, 288 + 16 * i, seed=i).save(tmp_path / "photos" / f"{i}.jpg")
+    fewer = {
+        "train": ["steps=1", "batch_size=1", "samples={}", "trackers=[]", "data=[{path: photos, sides: [64]}]"],
+        "generate": ["--steps=1", "--size=64"],
+    }
+    for language, text in re.findall(r"```(\w+)\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL):
+        if language == "yaml":
+            (tmp_path / text.partition("\n")[0].removeprefix("# ")).write_text(text, encoding="utf-8")
+        elif language == "python":
+            exec(compile(text.replace("seed=1", "seed=1, steps=1, size=64"), "tutorial", "exec"), {})
+        else:
+            for line in text.splitlines():
+                command = shlex.split(line.removeprefix("$ arimage "))
+                with pytest.raises(SystemExit) as caught:
+                    run(command + fewer.get(command[0], []))
+                assert not caught.value.code, (line, capsys.readouterr().err)
+    assert sorted(path.name for path in (tmp_path / "photos").glob("*.txt")) == ["0.txt", "1.txt"]
+    first, again = (np.asarray(Image.open(tmp_path / name)) for name in ("mia.png", "mia-again.png"))
+    assert np.array_equal(first, again)
+
+
+def test_the_messages_of_troubleshooting_are_those_of_the_code():
+    """Each quoted message is a part of one in the code, where an ellipsis stands for what is filled in."""
+    messages = [text for name in ("arimage", "decoder", "tokenizer") for text in texts(ROOT / name)]
+    quoted = re.findall(r"^\| `([^`]+)` \|", TROUBLESHOOTING.read_text(encoding="utf-8"), re.MULTILINE)
+    patterns = {message: re.compile(".*".join(map(re.escape, message.split("…")))) for message in quoted}
+    assert len(quoted) > 40
+    assert not [message for message, pattern in patterns.items() if not any(map(pattern.search, messages))]
+
+
+def texts(folder):
+    """All texts in the code below a folder; what is filled in is an ellipsis."""
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_dimensions_in_the_guides_are_those_of_the_models():
+    """The released ones are the defaults; the embedded ones are in its folder."""
+    released, embedded = ModelConfig(), Checkpoint.open(embedded_folder()).config
+    guide = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    rows = [row.split(" | ")[1:] for row in guide.splitlines() if row.count(" | ") == 2]
+    for config, column in ((released, 0), (embedded, 1)):
+        text, vision, diffusion = config.text_model, config.vision_encoder, config.transformer
+        for wanted in (
+            (text.num_hidden_layers, text.hidden_size, text.num_attention_heads, text.num_key_value_heads),
+            (text.vocab_size, text.vision_vocab_size),
+            (vision.depth, vision.hidden_size, vision.num_heads),
+            (config.quantizer.num_embeddings, config.quantizer.embed_dim),
+            (diffusion.text_embed_dim, diffusion.time_embed_dim, diffusion.condition_dim),
+            (config.glyph_encoder.num_layers, config.glyph_encoder.d_model, config.glyph_encoder.num_heads),
+        ):
+            assert ", ".join(map(str, wanted)) in [row[column].removesuffix(" |") for row in rows]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for config in (released, embedded):
+        assert f"vocabulary {config.text_model.vocab_size}" in readme
+        assert f"of {config.quantizer.num_embeddings}" in readme
+        assert f"of width {config.transformer.hidden_size}" in readme
+
+
 def test_the_option_reference_is_up_to_date():
     assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == reference()
+
+
+def test_the_python_reference_is_up_to_date():
+    assert (ROOT / "docs" / "python.md").read_text(encoding="utf-8") == python_reference()
 
 
 @pytest.mark.parametrize("file", [ROOT / "README.md", *GUIDES], ids=lambda file: file.name)

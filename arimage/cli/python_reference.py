@@ -1,0 +1,137 @@
+"""The reference of the Python interface, made from signatures and docstrings.
+
+python -m arimage.cli.python_reference > docs/python.md
+"""
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+
+def python_reference() -> str:
+    """Public functions, options, classes and errors as Markdown."""
+    import arimage
+    from arimage.pipeline import ImagePipeline, Options
+
+    model = {"model": "checkpoint folder or loaded pipeline; the embedded model by default"}
+    file = {"recipe": "carry the recipe in the file.", "ai_mark": "mark the file as made by a model (IPTC)."}
+    path = {"path": "its suffix says the format."}
+    tokens = _meanings(arimage.TokenSampling)
+    tokens["token_guidance"] = tokens.pop("guidance")
+    picture = arimage.GeneratedImage
+    lines = [
+        "# The Python interface",
+        "",
+        "Made from the code: `python -m arimage.cli.python_reference > docs/python.md`.",
+        "",
+        "`arimage.generate` and `arimage.edit` open the model by themselves; `arimage.load` gives a pipeline",
+        "with the same two as methods. Each takes the [options](#options) besides its own arguments.",
+        "",
+        *_function("arimage.generate", arimage.generate, model | _meanings(ImagePipeline.generate)),
+        *_function("arimage.edit", arimage.edit, model | _meanings(ImagePipeline.edit)),
+        *_function("arimage.load", arimage.load, {"path": "checkpoint folder."} | _meanings(ImagePipeline)),
+        *_function("ImagePipeline.make", ImagePipeline.make, _meanings(ImagePipeline.make)),
+        *_fields("Options", Options, tokens),
+        *_fields("arimage.GeneratedImage", picture),
+        *_function("GeneratedImage.save", picture.save, path | file),
+        *_function("GeneratedImage.to_bytes", picture.to_bytes, file | _meanings(picture.to_bytes)),
+        *_fields("arimage.Recipe", arimage.Recipe),
+        *_fields("arimage.Progress", arimage.Progress),
+        *_fields("arimage.Preview", arimage.Preview),
+        *_fields("arimage.TokenSampling", arimage.TokenSampling),
+        "## Errors",
+        "",
+        "| error | raised when | exit code of a command |",
+        "|---|---|---|",
+    ]
+    for name in arimage.__all__:
+        error = getattr(arimage, name)
+        if isinstance(error, type) and issubclass(error, arimage.ArimageError):
+            lines.append(f"| `arimage.{name}` | {_plain(_summary(error))} | {error.exit_code} |")
+    return "\n".join(lines) + "\n"
+
+
+def _function(name: str, function: Any, meanings: dict[str, str]) -> list[str]:
+    """A heading, what it does, and its arguments as they are written in the code."""
+    tree = _definition(function)
+    assert isinstance(tree, ast.FunctionDef)
+    arguments = tree.args
+    positional = [argument for argument in arguments.args if argument.arg != "self"]
+    rows = list(zip(positional, _defaults(arguments.defaults, len(positional)), strict=True))
+    rows += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return [
+        *_heading(name, function),
+        "| argument | type | default | meaning |",
+        "|---|---|---|---|",
+        *(
+            f"| `{argument.arg}` | {_code(argument.annotation)} | {_code(default)} | {meanings.get(argument.arg, '')} |"
+            for argument, default in rows
+        ),
+        "",
+    ]
+
+
+def _fields(name: str, kind: type, more: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+    """A heading, what it is, and the fields of a dataclass, model or typed dictionary."""
+    tree, meanings = _definition(kind), {**_meanings(kind), **more}
+    assert isinstance(tree, ast.ClassDef)
+    rows = []
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            field = node.target.id
+            default = "" if isinstance(node.value, ast.Call) else _code(node.value)
+            rows.append(f"| `{field}` | {_code(node.annotation)} | {default} | {meanings.get(field, '')} |")
+    return [*_heading(name, kind), "| field | type | default | meaning |", "|---|---|---|---|", *rows, ""]
+
+
+def _heading(name: str, thing: Any) -> list[str]:
+    return [f"## {name}", "", *textwrap.wrap(_plain(_summary(thing)), 100), ""]
+
+
+def _definition(thing: Any) -> ast.stmt:
+    return ast.parse(textwrap.dedent(inspect.getsource(thing))).body[0]
+
+
+def _defaults(given: list[ast.expr], count: int) -> list[ast.expr | None]:
+    return [*[None] * (count - len(given)), *given]
+
+
+def _summary(thing: Any) -> str:
+    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+
+
+def _meanings(thing: Any) -> dict[str, str]:
+    """What the ``Args`` or ``Attributes`` of a docstring say, by name."""
+    section = re.search(
+        r"^(?:Args|Attributes):\n(.*?)(?=^\S|\Z)", inspect.getdoc(thing) or "", re.DOTALL | re.MULTILINE
+    )
+    result: dict[str, str] = {}
+    if section is None:
+        return result
+    for entry in re.split(r"\n(?=\S)", textwrap.dedent(section[1]).strip()):
+        names, _, text = entry.partition(":")
+        for name in names.split(","):
+            result[name.strip().lstrip("*")] = _plain(" ".join(text.split()))
+    return result
+
+
+def _plain(text: str) -> str:
+    """Markup of docstrings as Markdown, safe in a table."""
+    text = re.sub(r":\w+:`([^`]+)`", r"`\1`", text).replace("``", "`")
+    return text.replace("|", "\\|")
+
+
+def _code(node: ast.expr | None) -> str:
+    if node is None:
+        return ""
+    text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ast.unparse(node)
+    text = str(text).replace("|", "\\|")
+    return f"`{text}`" if text else "`''`"
+
+
+if __name__ == "__main__":
+    print(python_reference(), end="")
