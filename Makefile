@@ -1,6 +1,6 @@
 # make demo     a fresh environment, and one picture from the embedded model
 # make test     a fresh environment, style, types and tests
-# make nano     train the embedded model from nothing (about 6.5 hours of a core, reckoned; BUDGET=toy: minutes)
+# make nano     train the embedded model from nothing (many hours of two cores, see configs/README.md; BUDGET=toy: minutes)
 # make evaluate what the embedded model can do, on held-out cases (artwork is fetched; half an hour on two cores)
 # make bench    the unmodified reference and ours on the same weights, in one process
 # make interop  the same folders in the unmodified reference, in an environment of its own
