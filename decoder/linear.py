@@ -17,8 +17,8 @@ from decoder.processor import has_avx512
 
 ONEDNN = has_avx512() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 FEWEST_ROWS = 2
-GELU_SLOPE = 2 * math.sqrt(2 / math.pi)
-GELU_CUBE = 0.044715
+GELU_SLOPE = torch.tensor(2 * math.sqrt(2 / math.pi), device="cpu")
+GELU_CUBE = 0.044715 * float(GELU_SLOPE)
 GELU_FEWEST = 8192
 
 
@@ -51,7 +51,7 @@ def gelu_tanh(hidden: Tensor) -> Tensor:
     few = hidden.numel() < GELU_FEWEST
     if few or hidden.device.type != "cpu" or hidden.dtype != torch.float32 or learns_or_compiles():
         return F.gelu(hidden, approximate="tanh")
-    inner = (hidden * hidden).mul_(GELU_SLOPE * GELU_CUBE).add_(GELU_SLOPE).mul_(hidden)
+    inner = torch.addcmul(GELU_SLOPE, hidden, hidden, value=GELU_CUBE).mul_(hidden)
     return inner.sigmoid_().mul_(hidden)
 
 

@@ -57,7 +57,7 @@ class Conditioning:
         prior: (B, N, hidden) projected visual tokens, at the DiT's resolution.
         glyphs: (B, L, hidden) projected glyph embeddings.
         glyph_mask: (B, L) bool, or None when no row is padded.
-        rotation: cosines and sines of the image tokens, each (N, 1, head_dim).
+        rotation: of glyphs, which have no place, and image tokens, see :func:`rotate`.
         references: their keys and values, or None.
     """
 
@@ -103,22 +103,39 @@ def sinusoid(values: Tensor, channels: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def image_rotation(height: int, width: int, head_dim: int, device: torch.device) -> Rotation:
-    """2-D rotary cosines and sines of a grid in raster order, each (height * width, 1, head_dim), fp32."""
+def row_rotation(glyphs: int, height: int, width: int, head_dim: int, device: torch.device) -> Rotation:
+    """2-D rotary angles of a grid in raster order, after some glyphs without a place (angle 0).
+
+    Returns:
+        Cosines, and sines that are negative for the first half of a head: each (glyphs + height * width, 1, head_dim),
+        fp32.
+    """
     quarter = torch.arange(0, head_dim // 2, 2, device=device, dtype=torch.float32) / (head_dim // 2)
     frequencies = ROPE_THETA**-quarter
     rows = torch.arange(height, device=device)[:, None, None] * frequencies
     columns = torch.arange(width, device=device)[None, :, None] * frequencies
-    half = torch.cat([rows.expand(-1, width, -1), columns.expand(height, -1, -1)], dim=-1).flatten(0, 1)
-    angles = torch.cat([half, half], dim=-1)[:, None]
-    return angles.cos(), angles.sin()
+    angles = torch.cat([rows.expand(-1, width, -1), columns.expand(height, -1, -1)], dim=-1).flatten(0, 1)
+    angles = F.pad(angles, (0, 0, glyphs, 0))[:, None]
+    return torch.cat([angles.cos()] * 2, dim=-1), torch.cat([-angles.sin(), angles.sin()], dim=-1)
 
 
 def rotate(heads: Tensor, by: Rotation) -> Tensor:
-    """Rotate (B, N, heads, head_dim) in fp32, first half against second half."""
-    first, second = heads.float().chunk(2, dim=-1)
+    """Rotate (B, N, heads, head_dim) in fp32, first half against second half, by :func:`row_rotation`."""
+    wide = heads.float()
+    first, second = wide.chunk(2, dim=-1)
     cos, sin = by
-    return (heads.float() * cos + torch.cat([-second, first], dim=-1) * sin).to(heads.dtype)
+    return torch.addcmul(wide * cos, torch.cat([second, first], dim=-1), sin).to(heads.dtype)
+
+
+def head_norm(heads: Tensor) -> Tensor:
+    """Layer norm without parameters of (..., head_dim)."""
+    if heads.device.type != "cpu" or heads.dtype != torch.float32 or torch.is_grad_enabled():
+        return F.layer_norm(heads, heads.shape[-1:], eps=NORM_EPS)
+    # On CPUs PyTorch's kernel goes row by row, which for rows as short as a head takes twice as long as these.
+    size = heads.shape[-1]
+    centred = heads - heads.mean(dim=-1, keepdim=True)
+    squares = torch.linalg.vector_norm(centred, dim=-1, keepdim=True).square_()
+    return centred.mul_(squares.div_(size).add_(NORM_EPS).rsqrt_())
 
 
 class Activation(nn.Module):
@@ -215,26 +232,19 @@ class Attention(Projections):
     def forward(
         self,
         row: Tensor,
-        glyph_length: int,
         rotation: Rotation,
         references: KeyValue | None,
         visible: Tensor | None,
     ) -> tuple[Tensor, KeyValue]:
         """Attention of (B, L + N, hidden), glyphs first; also gives the row's own keys and values."""
         heads = self.project_all(row).unflatten(-1, (3, -1, self.head_dim))
-        turned = F.layer_norm(heads[..., :2, :, :], (self.head_dim,), eps=NORM_EPS).flatten(2, 3)
-        query, key = self._place(turned, glyph_length, rotation).chunk(2, dim=2)
+        query, key = rotate(head_norm(heads[..., :2, :, :]).flatten(2, 3), rotation).chunk(2, dim=2)
         value = heads[..., 2, :, :]
         own = (key, value)
         if references is not None:
             key = torch.cat([references[0], key], dim=1)
             value = torch.cat([references[1], value], dim=1)
         return self.to_out[0](joint_attention(query, key, value, visible).flatten(2)), own
-
-    @staticmethod
-    def _place(heads: Tensor, glyph_length: int, rotation: Rotation) -> Tensor:
-        """Image tokens have a place in the grid, glyphs have none."""
-        return torch.cat([heads[:, :glyph_length], rotate(heads[:, glyph_length:], rotation)], dim=1)
 
 
 class Block(nn.Module):
@@ -260,12 +270,12 @@ class Block(nn.Module):
          g_gate_f) = modulation[:, None].chunk(12, dim=-1)  # fmt: skip
         length = glyphs.shape[1]
         row = torch.cat([modulated(glyphs, g_shift_a, g_scale_a), modulated(image, shift_a, scale_a)], dim=1)
-        attended, own = self.attn1(row, length, rotation, references, visible)
-        image = image + attended[:, length:] * gate_a
-        glyphs = glyphs + attended[:, :length] * g_gate_a
+        attended, own = self.attn1(row, rotation, references, visible)
+        image = torch.addcmul(image, attended[:, length:], gate_a)
+        glyphs = torch.addcmul(glyphs, attended[:, :length], g_gate_a)
         row = torch.cat([modulated(glyphs, g_shift_f, g_scale_f), modulated(image, shift_f, scale_f)], dim=1)
         fed = self.ff(row)
-        return image + fed[:, length:] * gate_f, glyphs + fed[:, :length] * g_gate_f, own
+        return torch.addcmul(image, fed[:, length:], gate_f), torch.addcmul(glyphs, fed[:, :length], g_gate_f), own
 
 
 def _identity(reference: tuple[Tensor, Tensor]) -> tuple[int, int]:
@@ -274,6 +284,8 @@ def _identity(reference: tuple[Tensor, Tensor]) -> tuple[int, int]:
 
 def modulated(hidden: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Layer norm without parameters, then an affine map given from outside."""
+    if len(shift) == 1:  # one for all rows: the norm's own
+        return F.layer_norm(hidden, hidden.shape[-1:], 1 + scale.flatten(), shift.flatten(), NORM_EPS)
     return F.layer_norm(hidden, hidden.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
 
@@ -359,7 +371,7 @@ class DiffusionTransformer(nn.Module):
             prior.flatten(1, 2),
             self.glyph_projector(glyphs.to(self.dtype)),
             glyph_mask,
-            image_rotation(height, width, self.config.attention_head_dim, self.device),
+            row_rotation(glyphs.shape[1], height, width, self.config.attention_head_dim, self.device),
             references,
         )
 

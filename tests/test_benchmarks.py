@@ -18,6 +18,7 @@ from arimage.configuration import ModelConfig, load_yaml
 from arimage.embedded import embedded_folder
 from arimage.engine import Engine, ImageRequest, Settings
 from arimage.networks import Networks
+from decoder.linear import ONEDNN
 from tests.tiny_checkpoint import CONFIG
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +27,7 @@ sys.path.append(str(ROOT / "benchmarks"))  # they are scripts, which find each o
 attention_backends = importlib.import_module("attention_backends")
 drawn_model = importlib.import_module("drawn_model")
 full_size = importlib.import_module("full_size")
+kernels = importlib.import_module("kernels")
 speed = importlib.import_module("speed")
 bandwidth_once = functools.cache(full_size.machine.bandwidth)
 
@@ -82,7 +84,7 @@ def test_weights_are_in_memory_once_unless_ours_lays_them_out(both):
                 shared = theirs[name].data_ptr() == kept.data_ptr()
                 assert shared == kept.is_contiguous(), name
     laid_out = [p for p in networks._loaded["transformer"].parameters() if not p.is_contiguous()]
-    assert bool(laid_out) == (networks.dtype == torch.float32 and torch.backends.mkldnn.is_available())
+    assert bool(laid_out) == (networks.dtype == torch.float32 and ONEDNN)
 
 
 @pytest.mark.parametrize("both", [torch.float32], ids=["fp32"], indirect=True)
@@ -224,3 +226,18 @@ def test_a_backend_that_deviates_is_marked(run, monkeypatch, fault):
     found, table = run(attention_backends, "--seconds", "0.001")
     assert not found["cases"][0]["backends"]["default"]["within"]
     assert "OUTSIDE" in table
+
+
+def test_every_kernel_is_measured_beside_plain_pytorch(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "kernels.json"
+    monkeypatch.setattr(kernels, "TURN", 1e-4)
+    monkeypatch.setattr(sys, "argv", ["kernels", "--only", "norm", "precision", "--rounds", "1", "-o", str(output)])
+    threads = torch.get_num_threads()
+    try:
+        kernels.main()
+    finally:
+        torch.set_num_threads(threads)
+    found = json.loads(output.read_text())
+    assert {row["group"] for row in found["cases"]} == {"norm", "precision"}
+    assert all(row["ratio"] == row["ours"] / row["plain"] > 0 for row in found["cases"])
+    assert len(capsys.readouterr().out.splitlines()) == len(found["cases"]) + 4

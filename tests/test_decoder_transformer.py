@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 
-from decoder import attention
+from decoder import attention, linear
+from decoder.transformer import head_norm
 from tests.tiny import random_codes
 from tests.tiny_decoder import CHANNELS, CONFIGS, GLYPH_WIDTH, random_tensor, tiny_transformers
 
@@ -201,20 +202,29 @@ def test_flash_attention_gets_the_visible_keys(monkeypatch):
     assert torch.allclose(attention.joint_attention(query, key, value, visible), masked, atol=1e-6)
 
 
+@pytest.mark.parametrize("leads", [True, False])
 @pytest.mark.parametrize("length", [512, 1100])
-def test_long_rows_are_attended_head_by_head_with_the_same_result(length: int) -> None:
+def test_long_rows_are_attended_head_by_head_where_onednn_leads_with_the_same_result(
+    length: int, leads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if leads and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this PyTorch has no oneDNN")
+    for module in (attention, linear):
+        monkeypatch.setattr(module, "ONEDNN", leads)
     query = torch.randn(2, length, 2, 16)
     key, value = torch.randn(2, 600, 3, 2, 16)[:, :, 1:].unbind(2)
     fused = attention.joint_attention(query.requires_grad_(), key, value)
     with torch.no_grad():
-        assert attention.by_heads_serves(query, key) == attention.ONEDNN
+        assert attention.by_heads_serves(query, key) == leads
         assert torch.allclose(attention.by_heads_attention(query, key, value), fused, atol=1e-5)
         assert torch.allclose(attention.joint_attention(query, key, value), fused, atol=1e-5)
         assert not attention.by_heads_serves(query[:, :100], key)
         assert not attention.by_heads_serves(query.bfloat16(), key.bfloat16())
 
 
-def test_matrix_products_train_as_the_fused_kernel_does() -> None:
+def test_matrix_products_train_as_the_fused_kernel_does_where_bf16_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = [True]
+    monkeypatch.setattr(attention, "multiplies_bf16", lambda device: native[0])
     parts = [torch.randn(2, 20, 4, 16, requires_grad=True) for _ in range(3)]
     visible = torch.rand(2, 20) > 0.3
     visible[:, 0] = True
@@ -228,3 +238,13 @@ def test_matrix_products_train_as_the_fused_kernel_does() -> None:
         assert torch.allclose(found.float(), fused, atol=0.03)
         true, near = (torch.autograd.grad(made.float().square().sum(), parts) for made in (fused, found))
         assert all(torch.linalg.vector_norm(a - b) < 0.02 * torch.linalg.vector_norm(a) for a, b in zip(true, near))
+    native[0] = False
+    assert not attention.matmul_serves(*halves[:2])
+
+
+def test_the_norm_of_heads_that_run_is_the_one_that_learns() -> None:
+    heads = torch.randn(2, 30, 3, 4, 64)[..., :2, :, :] + 3
+    with torch.no_grad():
+        found = head_norm(heads)
+    assert torch.allclose(found, head_norm(heads), atol=1e-5)
+    assert torch.allclose(found.std(-1, correction=0), torch.ones(()), atol=1e-4)

@@ -3,6 +3,8 @@
 import ast
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,47 @@ def test_dimensions_in_the_guides_are_those_of_the_models():
         assert f"vocabulary {config.text_model.vocab_size}" in readme
         assert f"of {config.quantizer.num_embeddings}" in readme
         assert f"of width {config.transformer.hidden_size}" in readme
+
+
+def commands(target, environments):
+    """What ``make`` would run for a target, words of each command, with nothing installed."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    call = ["make", "--no-print-directory", "-n", f"ENVIRONMENTS={environments}", target]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def test_every_target_that_the_documents_name_exists():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for file in (ROOT / "README.md", *GUIDES):
+        named = re.findall(r"(?:^\$ |^|`)make ([a-z]+)(?=`|\s*#|$)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(named) <= targets, file.name
+
+
+def test_make_demo_installs_into_a_fresh_environment_and_makes_demo_png(tmp_path, monkeypatch, capsys):
+    create, install, *_, generate = commands("demo", tmp_path / "fresh")
+    assert create[1:] == ["-m", "venv", f"{tmp_path}/fresh/demo"]
+    assert install[0] == f"{tmp_path}/fresh/demo/bin/pip"
+    assert install[-4:] == ["-c", "constraints.txt", "-e", "."]
+    assert generate[0] == f"{tmp_path}/fresh/demo/bin/arimage"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        run([*generate[1:], "--steps", "2"])
+    assert not caught.value.code, capsys.readouterr().err
+    assert Image.open("demo.png").size == (256, 256)
+
+
+def test_make_test_checks_style_types_and_tests_in_a_fresh_environment(tmp_path):
+    create, install, *rest = commands("test", tmp_path / "fresh")
+    assert create[1:] == ["-m", "venv", f"{tmp_path}/fresh/test"]
+    assert install[-4:] == ["-c", "constraints.txt", "-e", ".[dev]"]
+    inside = f"{tmp_path}/fresh/test/bin"
+    for checked in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
+        assert [f"{inside}/{checked[0]}", *checked[1:]] in rest
+    tests = rest[-1]
+    assert tests[tests.index(f"{inside}/python") :][1:4] == ["-m", "pytest", "tests"]
+    assert "--durations=10" in tests
 
 
 def test_the_option_reference_is_up_to_date():

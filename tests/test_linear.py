@@ -49,9 +49,16 @@ def test_joined_weights_follow_what_is_written_into_them_and_part_when_they_are_
     assert names == {f"to_{name}.{part}" for name in "qkv" for part in ("weight", "bias")}
 
 
-def test_products_of_onednn_are_those_of_pytorch() -> None:
-    if not linear.ONEDNN:
+@pytest.fixture
+def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor where oneDNN leads."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this PyTorch has no oneDNN")
+    monkeypatch.setattr(linear, "ONEDNN", True)
+
+
+@pytest.mark.usefixtures("onednn")
+def test_products_of_onednn_are_those_of_pytorch() -> None:
     layer, hidden = Linear(32, 48), torch.randn(2, 9, 32)
     assert layer.weight.stride(0) != 1
     prepare_to_run(layer)
@@ -64,6 +71,7 @@ def test_products_of_onednn_are_those_of_pytorch() -> None:
         assert torch.allclose(linear.linear(hidden, layer.weight, None), F.linear(hidden, layer.weight), atol=1e-5)
 
 
+@pytest.mark.usefixtures("onednn")
 def test_what_learns_or_is_narrower_goes_through_pytorch() -> None:
     layer, hidden = Linear(32, 48), torch.randn(9, 32)
     prepare_to_run(layer)
@@ -76,6 +84,26 @@ def test_what_learns_or_is_narrower_goes_through_pytorch() -> None:
             assert layer(hidden).dtype == torch.bfloat16
     layer(hidden).sum().backward()
     assert layer.weight.grad is not None
+
+
+def test_where_onednn_does_not_lead_weights_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "ONEDNN", False)
+    layer, attention = Linear(32, 48), Attention()
+    prepare_to_run(nn.Sequential(layer, attention))
+    assert layer.weight.is_contiguous()
+    assert attention.to_k.weight.is_contiguous()
+    with torch.no_grad():
+        assert torch.equal(layer(torch.ones(9, 32)), F.linear(torch.ones(9, 32), layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("rows", [2, 16, 300])
+def test_gelu_of_what_runs_is_the_one_that_learns(rows: int) -> None:
+    hidden = 4 * torch.randn(rows, 1024, generator=torch.Generator().manual_seed(rows))
+    with torch.no_grad():
+        assert torch.allclose(linear.gelu_tanh(hidden), F.gelu(hidden, approximate="tanh"), atol=1e-6)
+        halves = hidden.bfloat16()
+        assert torch.equal(linear.gelu_tanh(halves), F.gelu(halves, approximate="tanh"))
+    assert torch.equal(linear.gelu_tanh(hidden), F.gelu(hidden, approximate="tanh"))
 
 
 def test_building_networks_loads_no_compiler() -> None:

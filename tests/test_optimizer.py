@@ -10,6 +10,7 @@ from arimage.errors import UsageError
 from arimage.training.config import TrainConfig
 from arimage.training.optimizer import MuonAdamW, build_optimizer, orthogonal
 from tests.stages import name, stages
+from tests.tiny_assets import write_assets
 
 
 def config(**settings: object) -> TrainConfig:
@@ -82,15 +83,20 @@ def test_a_pattern_that_matches_no_matrix_is_refused() -> None:
         build_optimizer(network().named_parameters(), config(muon=["*.bias"]))
 
 
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_assets(tmp_path_factory.mktemp("assets"))
+
+
 @pytest.mark.parametrize("path", stages("nano"), ids=name)
-def test_every_stage_of_the_recipe_finds_what_it_trains(path: Path) -> None:
+def test_every_stage_of_the_recipe_finds_what_it_trains(path: Path, assets: Path) -> None:
     """Patterns of what learns, what is frozen and what Muon takes match the embedded model's networks."""
     from arimage.checkpoint import Checkpoint
     from arimage.configuration import load_yaml
     from arimage.embedded import embedded_folder
     from arimage.training.loop import build_objective, choose_trainable
 
-    config = load_yaml(path, TrainConfig, [f"start={embedded_folder()}"])
+    config = load_yaml(path, TrainConfig, [f"start={embedded_folder()}", f"assets={assets}"])
     objective = build_objective(Checkpoint.open(embedded_folder()), config, torch.device("cpu"))
     choose_trainable(objective, config)
     optimizer = build_optimizer([(n, p) for n, p in objective.named_parameters() if p.requires_grad], config)

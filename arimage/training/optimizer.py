@@ -3,7 +3,8 @@
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) turns the momentum of a matrix into the nearest
 orthogonal one before it is subtracted, so that all directions of a layer learn at one rate; a kernel is the matrix of
 its output channels by everything that each reads. Updates are scaled to the size of AdamW's (Liu et al. 2025,
-arXiv:2502.16982), so one learning rate serves both.
+arXiv:2502.16982), so one learning rate serves both. Its steps multiply in bf16 where the device does so natively, and
+in fp32 in a stage of ``precision: "no"``, so that such a stage learns the same on every kind of processor.
 """
 
 import fnmatch
@@ -47,12 +48,18 @@ def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: TrainConf
         for params, decay, muon in parts
         if params
     ]
-    kind = MuonAdamW if chosen else torch.optim.AdamW
-    return kind(groups, lr=config.learning_rate, betas=config.betas)
+    if not chosen:
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+    exact = torch.float32 if config.precision == "no" else None
+    return MuonAdamW(groups, lr=config.learning_rate, betas=config.betas, steps_in=exact)
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon for groups with ``muon``, AdamW for the others."""
+    """Muon for groups with ``muon``, AdamW for the others.
+
+    Args:
+        steps_in: see :func:`orthogonal`.
+    """
 
     def __init__(
         self,
@@ -61,8 +68,10 @@ class MuonAdamW(torch.optim.Optimizer):
         betas: tuple[float, float],
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        steps_in: torch.dtype | None = None,
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "muon": False})
+        self.steps_in = steps_in
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -86,7 +95,7 @@ class MuonAdamW(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(parameter)
         state["momentum"].lerp_(gradient, 1 - MOMENTUM)
         ahead = gradient.lerp(state["momentum"], MOMENTUM)
-        matrix = orthogonal(ahead.flatten(1))
+        matrix = orthogonal(ahead.flatten(1), self.steps_in)
         return matrix.to(parameter.dtype).view_as(parameter) * (ADAM_SIZE * max(matrix.shape) ** 0.5)
 
     def _adam(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
