@@ -14,7 +14,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from arimage.errors import InputImageError
 from arimage.hub import LFS_POINTER
-from arimage.inputs import RawPicture, shown, taken
+from arimage.inputs import RawPicture, is_address, shown, taken
 from arimage.sixteen_bits import FULL, bits_of, read_values
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
@@ -107,6 +107,8 @@ def open_picture(
     except IsADirectoryError:
         raise InputImageError(f"{name} is a folder, not a picture") from None
     except FileNotFoundError:
+        if is_address(str(path)):
+            raise InputImageError(f"{name} is an address, and nothing is downloaded: give the file") from None
         raise InputImageError(f"{name} does not exist") from None
     except (OSError, ValueError) as error:
         raise InputImageError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None

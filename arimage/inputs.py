@@ -20,7 +20,7 @@ from arimage.sixteen_bits import encode_png
 RawPicture = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
 KINDS = "a path, bytes, an open file, a data URL, a Pillow picture or a NumPy array"
 SHOWN = 255
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def taken(source: object, called: str) -> Image.Image | io.BytesIO | Path:
@@ -67,6 +67,11 @@ def shown(text: object) -> str:
     return name if len(name) <= SHOWN else f"{name[:40]}... ({len(name)} characters)"
 
 
+def is_address(text: str) -> bool:
+    """Whether it looks like ``https://…``, of which a path keeps one slash."""
+    return _ADDRESS.match(text) is not None
+
+
 def _kind(source: object) -> str:
     return "None" if source is None else type(source).__name__
 
@@ -74,8 +79,6 @@ def _kind(source: object) -> str:
 def _from_text(text: str, called: str) -> io.BytesIO | Path:
     if text[:5].lower() == "data:":
         return io.BytesIO(_from_data_url(text, called))
-    if _ADDRESS.match(text):
-        raise UsageError(f"{shown(text)} is an address, and nothing is downloaded here: give the file or its bytes")
     if not text.strip():
         raise UsageError(f"{called} must be {KINDS}; got an empty text")
     return Path(text)

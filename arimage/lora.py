@@ -246,7 +246,8 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, str]:
     if settings is None and DIFFUSERS_METADATA in metadata:
         try:
             packed = json.loads(metadata[DIFFUSERS_METADATA])
-            prefix = DIFFUSERS_PREFIX if any(name.startswith(DIFFUSERS_PREFIX) for name in packed) else ""
+            prefixes = (DIFFUSERS_PREFIX, PEFT_PREFIX, "")
+            prefix = next(one for one in prefixes if any(name.startswith(one) for name in packed) or not one)
             settings = {name.removeprefix(prefix): value for name, value in packed.items() if name.startswith(prefix)}
         except (ValueError, AttributeError):
             raise CheckpointError(f"{file}: its {DIFFUSERS_METADATA} is no JSON object") from None

@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from arimage.errors import ArimageError, UsageError, nearest
 from arimage.images import DECODING_ERRORS
+from arimage.inputs import shown
 from arimage.recipe import Recipe
 from arimage.sixteen_bits import encode_png
 
@@ -238,7 +239,8 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe | None:
     except FileNotFoundError:
         raise ArimageError(f"{path} does not exist") from None
     except DECODING_ERRORS as error:
-        raise ArimageError(f"{path} is not a readable picture: {error}") from None
+        reason = getattr(error, "strerror", None) or shown(error)
+        raise ArimageError(f"{shown(path)} is not a readable picture: {reason}") from None
     return None if text is None else Recipe.from_json(text, str(path))
 
 

@@ -28,7 +28,7 @@ from arimage.lora import LoraInput, lora_inputs, read_adapters
 from arimage.networks import Networks, Placement, choose_device, choose_dtype
 from arimage.output import EDITED, GENERATED, encode_picture, format_named, save_picture
 from arimage.quantization import WeightKind
-from arimage.recipe import Recipe, Source, is_text
+from arimage.recipe import AdapterSource, Recipe, Source, is_text
 from arimage.sizes import Size, parse_size
 from decoder.sampler import Solver
 from tokenizer.image_size import reference_size
@@ -382,6 +382,10 @@ class ImagePipeline:
             model=self.checkpoint.name,
             weights_sha256=self.networks.weights_hash(),
             random_weights=self.checkpoint.is_random,
+            lora=tuple(
+                AdapterSource(path=str(one.path.resolve()), sha256=one.sha256, strength=one.strength)
+                for one in self.networks.adapters
+            ),
             task=task,
             prompt=request.prompt,
             seed=request.seed,

@@ -60,6 +60,12 @@ class Source(BaseModel):
         return Path(name.removeprefix("/") if os.name == "nt" else name)
 
 
+class AdapterSource(Source):
+    """Adapters that were merged into the weights; the hash is of their file and settings."""
+
+    strength: float = 1.0
+
+
 class Recipe(BaseModel):
     """How one picture was made.
 
@@ -67,6 +73,7 @@ class Recipe(BaseModel):
         version: of this record's layout.
         arimage: version of the package.
         model, weights_sha256, random_weights: what made it; random weights were never trained.
+        lora: the adapters that were merged into it, in their order; ``weights_sha256`` covers them, too.
         task: ``generate`` or ``edit``.
         prompt, seed: of this picture.
         size: (width, height) at which the networks worked.
@@ -85,6 +92,7 @@ class Recipe(BaseModel):
     model: Text
     weights_sha256: str
     random_weights: bool
+    lora: tuple[AdapterSource, ...] = ()
     task: Literal["generate", "edit"]
     prompt: Text
     seed: int

@@ -10,6 +10,7 @@ from PIL import Image
 
 from arimage.errors import ArimageError
 from arimage.images import Picture, PictureInput, open_picture
+from arimage.lora import LoraInput
 from arimage.output import keeps_pixels
 from arimage.pipeline import GeneratedImage, ImagePipeline, idle_options
 from arimage.recipe import Recipe, Source
@@ -69,6 +70,18 @@ def reproduce(
         seed=recipe.seed,
         **options,
     )[0]
+
+
+def recorded_adapters(recipe: Recipe) -> list[LoraInput]:
+    """The adapters that a recipe names, each with its strength.
+
+    Raises:
+        ArimageError: one is no longer where it was.
+    """
+    for one in recipe.lora:
+        if one.file is None or not one.file.exists():
+            raise ArimageError(f"the adapters {one.path} that the recipe names are gone; give them all with --lora")
+    return [(one.file, one.strength) for one in recipe.lora if one.file is not None]
 
 
 def compare(original: str | Path | Image.Image, made: GeneratedImage, recipe: Recipe) -> Comparison:

@@ -68,6 +68,17 @@ def test_prompts_come_from_a_file_or_standard_input(cli, monkeypatch):
     assert cli("generate", "-", "-o", "p.png", "-q", *QUICK)[0] == 0
 
 
+@pytest.mark.parametrize("command", [("edit", "{}", "blue"), ("generate", "x", "-r", "{}"), ("inspect", "{}")])
+def test_a_name_that_is_no_name_is_not_echoed_in_full(cli, command):
+    url = "data:image/png;base64," + "A" * 20_000
+    code, _, err = cli(*(part.format(url) for part in command))
+    err = err.removeprefix(err[: err.index("arimage: ")])
+    assert code == 1
+    assert err.startswith("arimage: data:image/png;base64,AAAA")
+    assert err.count("\n") == 1
+    assert len(err) < 200
+
+
 def test_reproduce_says_whether_every_pixel_is_the_same(cli, tmp_path):
     cli("generate", "a fox", "-o", "fox.png", *QUICK)
     code, out, _ = cli("reproduce", "fox.png")

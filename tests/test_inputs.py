@@ -106,7 +106,7 @@ def test_masks_are_taken_like_pictures():
         (7, UsageError, "got int"),
         ({"image": DATA}, UsageError, "got dict"),
         ("", UsageError, "empty text"),
-        ("https://example.org/x.png", UsageError, "is an address, and nothing is downloaded"),
+        ("https://example.org/x.png", InputImageError, "is an address, and nothing is downloaded"),
         (io.StringIO("text"), UsageError, "mode 'rb'"),
         (np.zeros((6, 4), np.int64), UsageError, "int64; use uint8"),
         (np.zeros((6, 4, 3), np.complex64), UsageError, "complex64"),

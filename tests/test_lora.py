@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -293,6 +294,28 @@ def test_the_command_line_says_what_is_wrong_in_one_line(lora, code, message, tm
     assert not (tmp_path / "x.png").exists()
 
 
+def test_a_picture_is_made_again_with_its_adapters(pipeline, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = peft_folder(tmp_path / "lora", peft_tensors())
+    adapted = load(pipeline.checkpoint.path, device="cpu", lora=(folder, 0.5))
+    made = adapted.generate("x", size=64, steps=1, seed=1, preview_grid=False)[0]
+    assert [(one.path, one.strength) for one in made.recipe.lora] == [(str(folder / ADAPTER_FILE), 0.5)]
+    assert made.recipe.weights_sha256 == adapted.networks.weights_hash()
+    made.save("x.png")
+    command = ["reproduce", "x.png", "--model", str(pipeline.checkpoint.path)]
+    with pytest.raises(SystemExit) as caught:
+        cli(command)
+    said = capsys.readouterr()
+    assert (caught.value.code, said.out, said.err) == (0, "identical: every pixel is the same\n", "")
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(SystemExit):
+        cli(command)
+    assert re.search(r"lora/adapter_model.safetensors that the recipe names are gone.*--lora", capsys.readouterr().err)
+    with pytest.raises(SystemExit) as caught:
+        cli([*command, "--lora", "moved:0.5"])
+    assert caught.value.code == 0
+
+
 class OneNetwork:
     """What :func:`add_adapters` needs of an objective."""
 
@@ -358,11 +381,14 @@ def test_beside_every_layer_training_computes_what_merged_inference_computes(tra
 def test_what_training_writes_opens_in_diffusers_and_in_peft(pipeline, transformer, tmp_path):
     adapted("decoder", transformer, tmp_path / "lora", (*ATTENTION, "proj"))
     wanted = merged(pipeline, "transformer", tmp_path / "lora")
-    by_diffusers = reference(pipeline)
-    by_diffusers.load_lora_adapter(tmp_path / "lora", use_safetensors=True)
-    by_diffusers.fuse_lora()
-    by_diffusers.unload_lora()
-    assert same(by_diffusers.state_dict(), wanted)
+    for how in ({"use_safetensors": True}, {"weight_name": ADAPTER_FILE, "prefix": "base_model.model"}):
+        by_diffusers = reference(pipeline)
+        by_diffusers.load_lora_adapter(tmp_path / "lora", **how)
+        by_diffusers.fuse_lora()
+        by_diffusers.unload_lora()
+        assert same(by_diffusers.state_dict(), wanted)
+    shutil.copy(tmp_path / "lora" / ADAPTER_FILE, tmp_path / "renamed.safetensors")
+    assert same(merged(pipeline, "transformer", tmp_path / "renamed.safetensors"), wanted)
     by_peft = peft.PeftModel.from_pretrained(reference(pipeline), tmp_path / "lora").merge_and_unload()
     assert same(by_peft.state_dict(), wanted)
     tensors = load_file(tmp_path / "lora" / DIFFUSERS_FILE)

@@ -1044,6 +1044,12 @@ def test_preparing_goes_on_where_it_stopped_and_other_networks_are_refused(
 # fp16
 
 
+def test_fp16_is_refused_where_there_is_no_gpu(start: Path, assets: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="fp16 needs a GPU"):
+        Run(stage("decoder", start, assets, tmp_path / "run", precision="fp16"))
+    assert not (tmp_path / "run").exists()
+
+
 def scaled_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, scale: float) -> Run:
     """A started run whose gradients are rounded and scaled as in fp16, which accelerate has on GPUs only."""
     run = Run(config)

@@ -160,10 +160,12 @@ def _edit_one(
 
 def _split(inputs: list[str], variation: bool) -> tuple[list[Path], str, bool]:
     """Pictures, the instruction, which comes last, and whether there may be several: not so for one that is named."""
+    import errno
     import glob
 
     from arimage.errors import InputImageError, UsageError
     from arimage.images import SUFFIXES, hidden
+    from arimage.inputs import shown
 
     names, prompt = (inputs, "") if variation else (inputs[:-1], inputs[-1])
     if not names:
@@ -174,6 +176,11 @@ def _split(inputs: list[str], variation: bool) -> tuple[list[Path], str, bool]:
     pictures: list[Path] = []
     for name in names:
         path = Path(name)
+        try:
+            path.stat()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise InputImageError(f"{shown(name)} cannot be read: {error.strerror}") from None
         if path.is_dir():
             found = sorted(
                 entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and not hidden(entry.name)

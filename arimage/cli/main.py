@@ -21,6 +21,7 @@ from arimage.cli.console import print_what_can_be_shown
 
 INTERRUPTED = 130
 WRONG_USAGE = 2
+MOST_SAID = 500
 
 app = typer.Typer(
     name="arimage",
@@ -109,7 +110,8 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         sys.stderr.close()
         return 1
-    return _say(f"{type(error).__name__}: {error} (unexpected; run again with --debug for details)", 1)
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return _say(f"{what[:MOST_SAID]} (unexpected; run again with --debug for details)", 1)
 
 
 def _parser_message(error: Any) -> str:

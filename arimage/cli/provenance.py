@@ -64,12 +64,12 @@ def reproduce(
         raise ArimageError(f"{picture} carries no recipe, so it cannot be made again")
     console = Console(quiet)
     from arimage.pipeline import load
-    from arimage.reproduce import compare
+    from arimage.reproduce import compare, recorded_adapters
     from arimage.reproduce import reproduce as make_again
 
-    pipeline = load(model, device=device, dtype=dtype, lora=lora or ())
-    if pipeline.checkpoint.weights_hash() != recipe.weights_sha256:
-        console.note(f"note: made with other weights ({recipe.model}); --model names the folder to use")
+    pipeline = load(model, device=device, dtype=dtype, lora=lora or recorded_adapters(recipe))
+    if pipeline.networks.weights_hash() != recipe.weights_sha256:
+        console.note(f"note: made with other weights ({recipe.model}); --model and --lora name those to use")
     made = make_again(recipe, pipeline, list(input or []), mask)
     result = compare(picture, made, recipe)
     if output is not None:

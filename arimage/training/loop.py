@@ -118,6 +118,8 @@ class Run:
 
         self.config, self.output = config, Path(config.output)
         self.precision = computed_in(config.precision, PartialState().device)
+        if self.precision == "fp16" and PartialState().device.type == "cpu":
+            raise UsageError("precision: fp16 needs a GPU; auto is right on any device, no is fp32")
         self.accelerator = Accelerator(
             mixed_precision=self.precision,
             log_with=list(config.trackers) or None,

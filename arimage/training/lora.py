@@ -59,8 +59,6 @@ def save_adapters(folder: Path, weights: Mapping[str, Tensor], config: LoraConfi
     ``PeftModel.from_pretrained`` opens the folder, and ``load_lora_adapter(folder, use_safetensors=True)`` of the
     reference's transformer. It appears whole or not at all.
     """
-    from safetensors.torch import save_file
-
     prefix = f"{NETWORKS[train]}."
     adapters = {
         re.sub(r"\.default(?=\.|$)", "", name.removeprefix(prefix)): value.contiguous()
@@ -75,12 +73,18 @@ def save_adapters(folder: Path, weights: Mapping[str, Tensor], config: LoraConfi
         "bias": "none",
     }
     with replaced_when_whole(folder) as part:
-        prefixed = {PEFT_PREFIX + name: value for name, value in adapters.items()}
-        save_file(prefixed, part / ADAPTER_FILE, {"format": "pt"})
+        _save(part / ADAPTER_FILE, PEFT_PREFIX, adapters, settings)
         contents = json.dumps({"peft_type": "LORA", **settings}, indent=2)
         (part / CONFIG_FILE).write_text(contents + "\n", encoding="utf-8")
         if train == "decoder":
-            packed = json.dumps({DIFFUSERS_PREFIX + name: value for name, value in settings.items()})
-            named = {DIFFUSERS_PREFIX + name: value for name, value in adapters.items()}
-            save_file(named, part / DIFFUSERS_FILE, {"format": "pt", DIFFUSERS_METADATA: packed})
+            _save(part / DIFFUSERS_FILE, DIFFUSERS_PREFIX, adapters, settings)
     return folder
+
+
+def _save(file: Path, prefix: str, adapters: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+    """Tensors under prefixed names, and the settings where ``diffusers`` looks for them."""
+    from safetensors.torch import save_file
+
+    packed = json.dumps({prefix + name: value for name, value in settings.items()})
+    named = {prefix + name: value for name, value in adapters.items()}
+    save_file(named, file, {"format": "pt", DIFFUSERS_METADATA: packed})
