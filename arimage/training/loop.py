@@ -114,11 +114,12 @@ class Run:
 
     def __init__(self, config: TrainConfig) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-        from accelerate.utils import ProjectConfiguration
+        from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 
         self.config, self.output = config, Path(config.output)
-        self.precision = computed_in(config.precision, PartialState().device)
-        if self.precision == "fp16" and PartialState().device.type == "cpu":
+        device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device  # as the accelerator will ask
+        self.precision = computed_in(config.precision, device)
+        if self.precision == "fp16" and device.type == "cpu":
             raise UsageError("precision: fp16 needs a GPU; auto is right on any device, no is fp32")
         self.accelerator = Accelerator(
             mixed_precision=self.precision,

@@ -32,9 +32,9 @@ train() {
     ${settings[@]+"${settings[@]}"}
 }
 
-train autoencoder start steps=30 batch_size=4 autoencoder.crop=64 autoencoder.statistics_samples=8
+train autoencoder start steps=12 batch_size=4 autoencoder.crop=64 autoencoder.statistics_samples=8
 train autoencoder-whole autoencoder/checkpoint steps=3 batch_size=2 autoencoder.statistics_samples=8
-train tokenizer start steps=20 batch_size=4 tokenizer.class_samples=60
+train tokenizer start steps=10 batch_size=4 tokenizer.class_samples=60
 train tokenizer-512 tokenizer/checkpoint steps=3 batch_size=2
 [ -e "$WORK/pixels/model_index.json" ] || $ARIMAGE assemble "$WORK/tokenizer-512/checkpoint" \
   autoencoder="$WORK/autoencoder-whole/checkpoint" --dtype float32 -o "$WORK/pixels"
