@@ -98,13 +98,14 @@ def test_dimensions_that_cannot_be_found_are_an_error(tmp_path: Path) -> None:
         plan_stage(file, [], MACHINE)
 
 
+@pytest.mark.timeout(1200)
 def test_the_recipe_of_nano_goes_from_nothing_to_a_picture(tmp_path: Path) -> None:
     assets = write_assets(tmp_path / "assets", ("noto", "fluent-flat"))
     environment = {
         **os.environ, "BUDGET": "toy", "ASSETS": str(assets), "ARIMAGE": f"{sys.executable} -m arimage",
     }  # fmt: skip
     command = ["bash", str(ROOT / "configs" / "nano" / "run.sh"), str(tmp_path / "run")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1100, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     checkpoint = Checkpoint.open(tmp_path / "run" / "nano")
     assert not checkpoint.is_random
