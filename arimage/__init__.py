@@ -14,7 +14,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from arimage.autoregressive.sampling import TokenSampling
-    from arimage.engine import Preview, Progress
     from arimage.errors import (
         ArimageError,
         Cancelled,
@@ -23,25 +22,28 @@ if TYPE_CHECKING:
         InputImageError,
         UsageError,
     )
-    from arimage.pipeline import GeneratedImage, ImagePipeline, edit, generate, load
-    from arimage.recipe import Recipe
+    from arimage.images.recipe import Recipe
+    from arimage.inference.api import edit, generate, load
+    from arimage.inference.pipeline import ImagePipeline
+    from arimage.inference.requests import Preview, Progress
+    from arimage.inference.results import GeneratedImage
 
 _HOMES = {
     "ArimageError": "arimage.errors",
     "Cancelled": "arimage.errors",
     "CheckpointError": "arimage.errors",
     "ForkedError": "arimage.errors",
-    "GeneratedImage": "arimage.pipeline",
-    "ImagePipeline": "arimage.pipeline",
+    "GeneratedImage": "arimage.inference.results",
+    "ImagePipeline": "arimage.inference.pipeline",
     "InputImageError": "arimage.errors",
-    "Preview": "arimage.engine",
-    "Progress": "arimage.engine",
-    "Recipe": "arimage.recipe",
+    "Preview": "arimage.inference.requests",
+    "Progress": "arimage.inference.requests",
+    "Recipe": "arimage.images.recipe",
     "TokenSampling": "arimage.autoregressive.sampling",
     "UsageError": "arimage.errors",
-    "edit": "arimage.pipeline",
-    "generate": "arimage.pipeline",
-    "load": "arimage.pipeline",
+    "edit": "arimage.inference.api",
+    "generate": "arimage.inference.api",
+    "load": "arimage.inference.api",
 }
 
 __all__ = [

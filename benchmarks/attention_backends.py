@@ -32,10 +32,12 @@ from torch.utils.benchmark import Timer
 
 from arimage.autoregressive.attention import causal_attention, step_attention
 from arimage.autoregressive.layout import preview_grid, target_grid
-from arimage.configuration import ModelConfig, load_yaml
-from arimage.networks import choose_device
-from decoder.attention import by_heads_attention, joint_attention
-from decoder.linear import ONEDNN
+from arimage.checkpoints.model_config import ModelConfig
+from arimage.inference.networks import choose_device
+from arimage.yaml_files import load_yaml
+from backends.attention import by_heads_attention
+from backends.linear import ONEDNN
+from decoder.attention import joint_attention
 
 CONFIG = Path(__file__).parent.parent / "configs" / "glm-image-9b" / "model.yaml"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -13,13 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from arimage.bpe import DEFAULT_CORPUS, train_tokenizer
-from arimage.checkpoint import Checkpoint, Component, meta_networks, write_configuration
-from arimage.configuration import ModelConfig
-from arimage.engine import Engine, ImageRequest, Settings
-from arimage.initialization import with_pad
-from arimage.networks import NetworkName, Networks
-from arimage.weights import unfilled
+from arimage.checkpoints.bpe import DEFAULT_CORPUS, train_tokenizer
+from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.checkpoints.components import Component, meta_networks
+from arimage.checkpoints.config_files import write_configuration
+from arimage.checkpoints.initialization import with_pad
+from arimage.checkpoints.model_config import ModelConfig
+from arimage.inference.engine import Engine
+from arimage.inference.networks import NetworkName, Networks
+from arimage.inference.requests import ImageRequest
+from arimage.inference.settings import Settings
+from backends.private import unfilled
 
 NETWORKS: tuple[NetworkName, ...] = (
     "semantic_tokenizer", "autoregressive", "glyph_encoder", "transformer", "autoencoder",
@@ -29,7 +33,7 @@ DEVIATION = 0.05
 
 
 class DrawnWeights:
-    """Takes the place of :class:`arimage.weights.WeightFiles`: tensors are drawn instead of read.
+    """Takes the place of :class:`arimage.checkpoints.weights.WeightFiles`: tensors are drawn instead of read.
 
     A tensor depends on its name alone. Matrices have a variance of one over their inputs, norms lie around one and
     biases around zero, so that layers keep the scale of what they are given and nothing overflows.

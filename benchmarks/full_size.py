@@ -50,9 +50,10 @@ from speed import (
     work,
 )
 
-from arimage.configuration import ModelConfig, load_yaml
-from arimage.networks import choose_device, choose_dtype
-from arimage.pipeline import ImagePipeline
+from arimage.checkpoints.model_config import ModelConfig
+from arimage.inference.networks import choose_device, choose_dtype
+from arimage.inference.pipeline import ImagePipeline
+from arimage.yaml_files import load_yaml
 
 CONFIG = Path(__file__).parent.parent / "configs" / "glm-image-9b" / "model.yaml"
 SIDES = ("reference", "ours")

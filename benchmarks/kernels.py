@@ -30,8 +30,8 @@ from arimage.autoregressive.attention import causal_attention, packed_causal_att
 from arimage.autoregressive.model import RMSNorm
 from arimage.training.optimizer import orthogonal
 from arimage.training.precision import multiplies_bf16
+from backends.linear import Linear, linear_gelu_tanh, prepare_to_run
 from decoder.attention import joint_attention
-from decoder.linear import Linear, linear_gelu_tanh, prepare_to_run
 
 HEADS, SHARED, HEAD_DIM, HIDDEN = 4, 2, 64, 256
 ROWS = (2, 16, 80, 268, 1036)

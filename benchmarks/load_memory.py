@@ -27,8 +27,9 @@ def status(key: str) -> int:
 
 
 def write(folder: Path) -> None:
-    from arimage.configuration import ModelConfig, load_yaml
-    from arimage.initialization import initialize_folder
+    from arimage.checkpoints.initialization import initialize_folder
+    from arimage.checkpoints.model_config import ModelConfig
+    from arimage.yaml_files import load_yaml
 
     config = load_yaml("configs/base/model.yaml", ModelConfig, SMALLER)
     initialize_folder(config, folder)
@@ -36,8 +37,9 @@ def write(folder: Path) -> None:
 
 
 def shard(folder: Path, path: Path) -> None:
-    from arimage.checkpoint import COMPONENTS, Checkpoint, save_checkpoint
-    from arimage.weights import WeightFiles
+    from arimage.checkpoints.checkpoint import Checkpoint, save_checkpoint
+    from arimage.checkpoints.components import COMPONENTS
+    from arimage.checkpoints.weights import WeightFiles
 
     checkpoint = Checkpoint.open(folder)
     states = {}
@@ -55,8 +57,8 @@ def measure(folder: Path, placement: str, dtype_name: str) -> None:
     from diffusers import AutoencoderKL  # noqa: F401
     from transformers import T5EncoderModel  # noqa: F401
 
-    from arimage.checkpoint import Checkpoint
-    from arimage.networks import Networks
+    from arimage.checkpoints.checkpoint import Checkpoint
+    from arimage.inference.networks import Networks
 
     dtype = getattr(torch, dtype_name)
     networks = Networks(Checkpoint.open(folder), torch.device("cpu"), dtype, placement)

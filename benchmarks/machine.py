@@ -60,7 +60,7 @@ def throughput(device: torch.device = CPU, dtype: torch.dtype = torch.float32) -
     """Operations a second of matrix products: on a CPU fp32 ones of the embedded decoder's kind, by the faster of
     PyTorch's two libraries; on a GPU those of 8192 x 8192 matrices in ``dtype``.
     """
-    from decoder.linear import linear
+    from backends.linear import linear
 
     rows, inner, columns, tries = (2048, 256, 1024, 20) if device.type == "cpu" else (8192, 8192, 8192, 10)
     a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, inner), (inner, columns)))

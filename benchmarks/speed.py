@@ -27,7 +27,7 @@ import torch
 from machine import bandwidth, throughput
 from PIL import Image
 
-from arimage.configuration import ModelConfig
+from arimage.checkpoints.model_config import ModelConfig
 
 PARTS = ("references", "prompt", "tokens", "diffusion", "autoencoder", "other")
 PROMPT = "a fox on a blue background"
@@ -97,7 +97,7 @@ def run_ours(
     options: dict[str, Any],
     clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
-    import arimage.engine as engine
+    import arimage.inference.engine as engine
     from arimage.autoregressive.model import AutoregressiveModel
     from decoder.autoencoder import Autoencoder
     from decoder.diffusion_decoder import DiffusionDecoder
@@ -206,7 +206,7 @@ def work(
     """
     from arimage.autoregressive.layout import preview_grid, target_grid
     from arimage.autoregressive.model import AutoregressiveModel
-    from arimage.weights import unfilled
+    from backends.private import unfilled
     from decoder.transformer import DiffusionTransformer
 
     target = target_grid(size, size)
@@ -311,7 +311,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     import arimage
-    from arimage.embedded import embedded_folder
+    from arimage.checkpoints.embedded import embedded_folder
 
     folder = given.model or embedded_folder()
     results: dict[str, Any] = {
@@ -342,7 +342,7 @@ def main() -> None:
         if given.one_by_one:
             runs["ours, one by one"] = one_by_one(runs["ours"])
         if given.fast:
-            from arimage.pipeline import TIERS
+            from arimage.inference.settings import TIERS
 
             runs["ours, fast"] = ours_with(size, count, photos, TIERS["fast"])
         table = report(f"{axis} {value}, {given.steps} steps", alternate(runs, given.repeats))

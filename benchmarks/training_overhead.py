@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from arimage.checkpoint import Checkpoint
-from arimage.configuration import load_yaml
+from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.training.config import TrainConfig
 from arimage.training.loop import Run, build_objective
 from arimage.training.optimizer import build_optimizer
+from arimage.yaml_files import load_yaml
 
 STAGES = ("autoregressive-256", "decoder-256")
 

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from backends.linear import Linear, Projections, linear_gelu_tanh
 from decoder.attention import joint_attention
 from decoder.config import TransformerConfig
-from decoder.linear import Linear, Projections, linear_gelu_tanh
 
 ROPE_THETA = 10000.0
 NORM_EPS = 1e-5

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arimage.pipeline import ImagePipeline, load
+from arimage.inference.api import load
+from arimage.inference.pipeline import ImagePipeline
 from tests.tiny_checkpoint import tiny_folder
 
 

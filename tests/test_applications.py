@@ -17,13 +17,13 @@ import torch
 from PIL import Image, ImageFile
 
 import arimage
-from arimage import networks
 from arimage.cli.main import run as cli
-from arimage.engine import EngineImage, ImageRequest
 from arimage.errors import Cancelled, ForkedError, InputImageError, UsageError
-from arimage.images import open_picture
-from arimage.output import write_whole
-from arimage.pipeline import load
+from arimage.files import write_whole
+from arimage.images.opening import open_picture
+from arimage.inference import networks
+from arimage.inference.api import load
+from arimage.inference.requests import EngineImage, ImageRequest
 from tests.conftest import photo
 
 FAST = {"steps": 1, "size": 64, "preview_grid": False}
@@ -229,7 +229,7 @@ def test_a_forked_child_says_so_where_it_would_hang(pipeline, checkpoint_folder)
 
 def test_loading_alone_runs_no_network(checkpoint_folder, monkeypatch):
     """So that a server may load before it forks, as with gunicorn's ``--preload``."""
-    monkeypatch.setattr("arimage.networks._ran_in", None)
+    monkeypatch.setattr("arimage.inference.networks._ran_in", None)
     shared = load(checkpoint_folder, device="cpu")
     assert networks._ran_in is None
     with shared.networks.use("glyph_encoder"):

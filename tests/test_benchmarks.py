@@ -14,11 +14,14 @@ import torch
 import yaml
 
 from arimage.autoregressive.sampling import TokenSampling
-from arimage.configuration import ModelConfig, load_yaml
-from arimage.embedded import embedded_folder
-from arimage.engine import Engine, ImageRequest, Settings
-from arimage.networks import Networks
-from decoder.linear import ONEDNN
+from arimage.checkpoints.embedded import embedded_folder
+from arimage.checkpoints.model_config import ModelConfig
+from arimage.inference.engine import Engine
+from arimage.inference.networks import Networks
+from arimage.inference.requests import ImageRequest
+from arimage.inference.settings import Settings
+from arimage.yaml_files import load_yaml
+from backends.linear import ONEDNN
 from tests.tiny_checkpoint import CONFIG
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from arimage.checkpoint import Checkpoint
+from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.data.assets import Assets
 from arimage.data.colors import BY_NAME
 from arimage.data.records import Record

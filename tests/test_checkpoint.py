@@ -9,14 +9,16 @@ from diffusers import AutoencoderKL, GlmImageTransformer2DModel
 from safetensors.torch import load_file, save_file
 from transformers import GlmImageConfig, GlmImageForConditionalGeneration, T5Config, T5EncoderModel
 
-from arimage.assemble import assemble
-from arimage.checkpoint import COMPONENTS, Checkpoint, meta_networks, save_checkpoint, update_checkpoint
+from arimage.checkpoints.assemble import assemble
+from arimage.checkpoints.checkpoint import Checkpoint, save_checkpoint, update_checkpoint
+from arimage.checkpoints.components import COMPONENTS, meta_networks
+from arimage.checkpoints.information import network_sizes
+from arimage.checkpoints.initialization import initialize_folder
+from arimage.checkpoints.model_config import ModelConfig
 from arimage.cli.model import _sampling
-from arimage.configuration import ModelConfig, load_yaml
 from arimage.errors import CheckpointError, UsageError
-from arimage.information import network_sizes
-from arimage.initialization import initialize_folder
-from arimage.pipeline import load
+from arimage.inference.api import load
+from arimage.yaml_files import load_yaml
 from tests.tiny_checkpoint import CONFIG, tiny_folder, tiny_states, tiny_tokenizer
 
 CPU, FLOAT = torch.device("cpu"), torch.float32

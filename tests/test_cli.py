@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from arimage.cli.main import run
-from arimage.images import open_picture
-from arimage.output import read_recipe
-from arimage.pipeline import GeneratedImage
+from arimage.images.opening import open_picture
+from arimage.images.provenance import read_recipe
+from arimage.inference.results import GeneratedImage
 from tests.conftest import photo
 
 

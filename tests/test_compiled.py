@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from arimage.engine import Engine, ImageRequest, Settings
 from arimage.errors import UsageError
-from arimage.networks import compile_network
-from arimage.pipeline import load
-from decoder import recorded
-from decoder.recorded import Recorded
+from arimage.inference.api import load
+from arimage.inference.engine import Engine
+from arimage.inference.networks import compile_network
+from arimage.inference.requests import ImageRequest
+from arimage.inference.settings import Settings
+from backends import recorded
+from backends.recorded import Recorded
 
 
 def test_compiled_networks_make_the_same_picture(checkpoint_folder):

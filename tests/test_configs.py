@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from arimage.configuration import load_yaml
 from arimage.training.config import TrainConfig
+from arimage.yaml_files import load_yaml
 from tests.stages import CONFIGS, SIZES, STAGES, comment, cost, name, stages
 
 SIZE_SETTINGS = {"start", "output", "batch_size", "accumulation", "learning_rate"}

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from arimage.configuration import ModelConfig, load_yaml
+from arimage.checkpoints.model_config import ModelConfig
 from arimage.errors import UsageError
+from arimage.yaml_files import load_yaml
 
 
 def write(tmp_path, text):

@@ -17,12 +17,13 @@ from PIL import Image
 
 import arimage
 from arimage.autoregressive.layout import preview_grid, target_grid
-from arimage.checkpoint import Checkpoint
+from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.errors import ArimageError, UsageError
-from arimage.output import read_recipe
-from arimage.pipeline import TIERS, load
-from arimage.recipe import Recipe
-from arimage.reproduce import compare, reproduce
+from arimage.images.provenance import read_recipe
+from arimage.images.recipe import Recipe
+from arimage.inference.api import load
+from arimage.inference.reproduce import compare, reproduce
+from arimage.inference.settings import TIERS
 from tests.conftest import photo
 
 FAST = {"steps": 2, "size": 64}
@@ -85,7 +86,7 @@ def test_more_pictures_than_a_group_come_in_order(pipeline, monkeypatch):
     options = {"seed": 1, "size": 64, "steps": 1, "preview_grid": False}
     together = pipeline.generate(list("abcde"), **options)
     progress = []
-    monkeypatch.setattr("arimage.engine.TOKEN_BATCH", 2)
+    monkeypatch.setattr("arimage.inference.engine.TOKEN_BATCH", 2)
     grouped = pipeline.generate(list("abcde"), on_progress=progress.append, **options)
     assert [image.recipe for image in grouped] == [image.recipe for image in together]
     assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(together, grouped))
@@ -321,7 +322,12 @@ def test_packages_import_each_other_in_one_direction_only():
     forbidden = {
         "tokenizer": ("arimage", "decoder"),
         "decoder": ("arimage", "tokenizer"),
-        "arimage/autoregressive": ("arimage.cli", "arimage.training", "arimage.evaluation", "arimage.pipeline"),
+        "arimage/autoregressive": (
+            "arimage.cli",
+            "arimage.training",
+            "arimage.evaluation",
+            "arimage.inference.pipeline",
+        ),
     }
     for folder, others in forbidden.items():
         for file in (root / folder).rglob("*.py"):

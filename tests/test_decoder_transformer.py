@@ -4,7 +4,9 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 
-from decoder import attention, linear
+from backends import attention as kernels
+from backends import linear
+from decoder import attention
 from decoder.transformer import head_norm
 from tests.tiny import random_codes
 from tests.tiny_decoder import CHANNELS, CONFIGS, GLYPH_WIDTH, random_tensor, tiny_transformers
@@ -209,37 +211,37 @@ def test_long_rows_are_attended_head_by_head_where_onednn_leads_with_the_same_re
 ) -> None:
     if leads and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this PyTorch has no oneDNN")
-    for module in (attention, linear):
+    for module in (kernels, linear):
         monkeypatch.setattr(module, "ONEDNN", leads)
     query = torch.randn(2, length, 2, 16)
     key, value = torch.randn(2, 600, 3, 2, 16)[:, :, 1:].unbind(2)
     fused = attention.joint_attention(query.requires_grad_(), key, value)
     with torch.no_grad():
-        assert attention.by_heads_serves(query, key) == leads
-        assert torch.allclose(attention.by_heads_attention(query, key, value), fused, atol=1e-5)
+        assert kernels.by_heads_serves(query, key) == leads
+        assert torch.allclose(kernels.by_heads_attention(query, key, value), fused, atol=1e-5)
         assert torch.allclose(attention.joint_attention(query, key, value), fused, atol=1e-5)
-        assert not attention.by_heads_serves(query[:, :100], key)
-        assert not attention.by_heads_serves(query.bfloat16(), key.bfloat16())
+        assert not kernels.by_heads_serves(query[:, :100], key)
+        assert not kernels.by_heads_serves(query.bfloat16(), key.bfloat16())
 
 
 def test_matrix_products_train_as_the_fused_kernel_does_where_bf16_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
     native = [True]
-    monkeypatch.setattr(attention, "multiplies_bf16", lambda device: native[0])
+    monkeypatch.setattr(kernels, "multiplies_bf16", lambda device: native[0])
     parts = [torch.randn(2, 20, 4, 16, requires_grad=True) for _ in range(3)]
     visible = torch.rand(2, 20) > 0.3
     visible[:, 0] = True
     for mask in (None, visible):
         fused = attention.joint_attention(*parts, mask)
         halves = [part.bfloat16() for part in parts]
-        assert attention.matmul_serves(*halves[:2])
-        assert not attention.matmul_serves(*parts[:2])
+        assert kernels.matmul_serves(*halves[:2])
+        assert not kernels.matmul_serves(*parts[:2])
         found = attention.joint_attention(*halves, mask)
         assert found.dtype == torch.bfloat16
         assert torch.allclose(found.float(), fused, atol=0.03)
         true, near = (torch.autograd.grad(made.float().square().sum(), parts) for made in (fused, found))
         assert all(torch.linalg.vector_norm(a - b) < 0.02 * torch.linalg.vector_norm(a) for a, b in zip(true, near))
     native[0] = False
-    assert not attention.matmul_serves(*halves[:2])
+    assert not kernels.matmul_serves(*halves[:2])
 
 
 def test_the_norm_of_heads_that_run_is_the_one_that_learns() -> None:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arimage.checkpoint import Checkpoint
+from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.checkpoints.embedded import embedded_folder
+from arimage.checkpoints.model_config import ModelConfig
 from arimage.cli.main import run
 from arimage.cli.python_reference import python_reference
 from arimage.cli.reference import reference
-from arimage.configuration import ModelConfig
-from arimage.embedded import embedded_folder
 from tests.conftest import photo
 
 ROOT = Path(__file__).parent.parent

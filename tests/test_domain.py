@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from arimage.checkpoints.domain import FILE, Domain
+from arimage.data.domain import domain_of
 from arimage.data.scenes.settings import SceneSettings
-from arimage.domain import FILE, Domain, domain_of
 from tests.tiny_assets import tiny_assets
 
 DOMAIN = Domain(

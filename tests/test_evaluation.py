@@ -9,10 +9,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
-from arimage.configuration import load_yaml
 from arimage.data.assets import Assets
 from arimage.data.scenes import Scenes
-from arimage.engine import ImageRequest
 from arimage.errors import DataError
 from arimage.evaluation.config import EvaluateConfig
 from arimage.evaluation.features import fill_features
@@ -22,8 +20,10 @@ from arimage.evaluation.measures import border_color, foreground, named_color_fo
 from arimage.evaluation.reading import characters_found, edit_distance, word_similarity, words_found
 from arimage.evaluation.report import markdown, write_report
 from arimage.evaluation.run import Outcome, cases, pictures, rows
-from arimage.pipeline import load
-from arimage.training.objective import pixels
+from arimage.images.pixels import pixels
+from arimage.inference.api import load
+from arimage.inference.requests import ImageRequest
+from arimage.yaml_files import load_yaml
 from tests.tiny_assets import tiny_assets
 from tests.tiny_checkpoint import tiny_folder
 
@@ -142,7 +142,7 @@ def test_a_part_alone_starts_from_the_true_scene(
     request = ImageRequest(case.prompt, (height, width), wanted.seed + case.index, tokens=tokens[0])
     made = pipeline.make([request], steps=1)[0]
     assert torch.equal(made.tokens, tokens[0])
-    monkeypatch.setattr("arimage.engine.generate_grids", lambda *_: pytest.fail("asked for tokens"))
+    monkeypatch.setattr("arimage.inference.engine.generate_grids", lambda *_: pytest.fail("asked for tokens"))
     (rendered,) = pictures([case], pipeline, wanted.model_copy(update={"part": "decoder"}))
     assert np.array_equal(np.asarray(rendered), np.asarray(made.image))
     (there_and_back,) = pictures([case], pipeline, wanted.model_copy(update={"part": "autoencoder"}))

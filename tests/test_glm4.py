@@ -7,12 +7,12 @@ import torch
 from transformers import Glm4Config, Glm4ForCausalLM
 
 from arimage.autoregressive.layout import Grid, build_prompt
-from arimage.bpe import train_tokenizer
-from arimage.checkpoint import Checkpoint
-from arimage.engine import Engine
+from arimage.checkpoints.bpe import train_tokenizer
+from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.checkpoints.initialization import initialize_folder
 from arimage.errors import CheckpointError, UsageError
-from arimage.initialization import initialize_folder
-from arimage.networks import Networks
+from arimage.inference.engine import Engine
+from arimage.inference.networks import Networks
 from tests.tiny import randomize
 from tests.tiny_checkpoint import CONFIG
 

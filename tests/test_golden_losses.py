@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from arimage.configuration import ModelConfig, load_yaml
-from arimage.initialization import initialize_folder
+from arimage.checkpoints.initialization import initialize_folder
+from arimage.checkpoints.model_config import ModelConfig
 from arimage.training.config import TrainConfig
 from arimage.training.loop import Run
+from arimage.yaml_files import load_yaml
 from tests.test_training import losses
 from tests.tiny_assets import write_assets
 

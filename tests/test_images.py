@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from arimage.errors import InputImageError
-from arimage.images import open_mask, open_picture
-from arimage.sixteen_bits import encode_png
+from arimage.images.opening import open_mask, open_picture
+from arimage.images.sixteen_bits import encode_png
 from tests.conftest import photo
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from arimage.checkpoints.information import fit_plans, network_sizes
+from arimage.checkpoints.model_config import ModelConfig
+from arimage.checkpoints.quantization import check_weights
 from arimage.cli.main import run as cli
-from arimage.configuration import ModelConfig, load_yaml
 from arimage.errors import UsageError
-from arimage.information import fit_plans, network_sizes
-from arimage.pipeline import load
-from arimage.quantization import check_weights
+from arimage.inference.api import load
+from arimage.yaml_files import load_yaml
 from tests.tiny_checkpoint import CONFIG
 
 LARGE = Path(__file__).parent.parent / "configs" / "glm-image-9b" / "model.yaml"

@@ -10,8 +10,8 @@ from PIL import Image
 
 import arimage
 from arimage.errors import ArimageError, InputImageError, UsageError
-from arimage.images import open_mask, open_picture
-from arimage.output import read_recipe
+from arimage.images.opening import open_mask, open_picture
+from arimage.images.provenance import read_recipe
 from tests.conftest import photo
 
 FAST = {"steps": 1, "size": 64, "seed": 1}

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from decoder import linear
-from decoder.linear import Linear, Projections, prepare_to_run
+from backends import linear
+from backends.linear import Linear, Projections, prepare_to_run
 
 
 class Attention(Projections):
@@ -108,7 +108,7 @@ def test_gelu_of_what_runs_is_the_one_that_learns(rows: int) -> None:
 
 def test_building_networks_loads_no_compiler() -> None:
     code = (
-        "import sys, torch\nfrom pathlib import Path\nfrom arimage.embedded import embedded_folder\n"
+        "import sys, torch\nfrom pathlib import Path\nfrom arimage.checkpoints.embedded import embedded_folder\n"
         "import arimage\nwith arimage.load().networks.use('autoregressive'): pass\n"
         "assert 'torch._dynamo' not in sys.modules and 'transformers' not in sys.modules"
     )

@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from arimage.checkpoints.adapters import merge_adapters
+from arimage.checkpoints.lora import ADAPTER_FILE, CONFIG_FILE, DIFFUSERS_FILE, parse_lora, read_adapters
 from arimage.cli.main import run as cli
-from arimage.configuration import validate
 from arimage.errors import ArimageError, CheckpointError, UsageError
-from arimage.lora import ADAPTER_FILE, CONFIG_FILE, DIFFUSERS_FILE, merge_adapters, parse_lora, read_adapters
-from arimage.pipeline import load
+from arimage.inference.api import load
 from arimage.training.config import LoraConfig
 from arimage.training.lora import add_adapters, save_adapters
+from arimage.yaml_files import validate
 from tests.tiny import randomize
 from tests.tiny_checkpoint import CONFIG
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 import arimage
-from arimage.checkpoint import Checkpoint
+from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.checkpoints.domain import Domain
+from arimage.checkpoints.embedded import SHIPPED
+from arimage.checkpoints.information import network_sizes
 from arimage.data.colors import BY_NAME
-from arimage.domain import Domain
-from arimage.embedded import SHIPPED
 from arimage.evaluation.measures import named_color_found
 from arimage.evaluation.reading import TextReader, word_similarity
-from arimage.information import network_sizes
 
 if not (SHIPPED / "model_index.json").exists():
     pytest.skip("no trained model is shipped yet", allow_module_level=True)

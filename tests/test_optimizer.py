@@ -91,10 +91,10 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("path", stages("nano"), ids=name)
 def test_every_stage_of_the_recipe_finds_what_it_trains(path: Path, assets: Path) -> None:
     """Patterns of what learns, what is frozen and what Muon takes match the embedded model's networks."""
-    from arimage.checkpoint import Checkpoint
-    from arimage.configuration import load_yaml
-    from arimage.embedded import embedded_folder
+    from arimage.checkpoints.checkpoint import Checkpoint
+    from arimage.checkpoints.embedded import embedded_folder
     from arimage.training.loop import build_objective, choose_trainable
+    from arimage.yaml_files import load_yaml
 
     config = load_yaml(path, TrainConfig, [f"start={embedded_folder()}", f"assets={assets}"])
     objective = build_objective(Checkpoint.open(embedded_folder()), config, torch.device("cpu"))

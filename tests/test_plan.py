@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from arimage.checkpoint import Checkpoint
-from arimage.configuration import load_yaml
+from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.checkpoints.initialization import initialize_folder
 from arimage.errors import UsageError
-from arimage.initialization import initialize_folder
 from arimage.training.batches import StepBatches
 from arimage.training.config import TrainConfig
 from arimage.training.loop import build_objective
 from arimage.training.plan import Machine, plan, plan_stage
+from arimage.yaml_files import load_yaml
 from tests.stages import cost, name, stages
 from tests.test_training import CPU, stage
 from tests.tiny_assets import write_assets

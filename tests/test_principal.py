@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from arimage.initialization import initial_networks
+from arimage.checkpoints.initialization import initial_networks
 from arimage.training.principal import begin_with_principal_components
 from tests.tiny_checkpoint import CONFIG
 

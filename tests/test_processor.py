@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from arimage.configuration import validate
 from arimage.training.config import TrainConfig
 from arimage.training.optimizer import build_optimizer, orthogonal
 from arimage.training.precision import computed_in, multiplies_bf16
-from decoder.processor import has_avx512
+from arimage.yaml_files import validate
+from backends.processor import has_avx512
 from tests.stages import STAGES, name
 
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def test_gpus_that_only_emulate_bf16_train_in_fp32(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("path", STAGES, ids=name)
 def test_every_recipe_leaves_its_precision_to_the_machine(path: Path) -> None:
-    from arimage.configuration import load_yaml
+    from arimage.yaml_files import load_yaml
 
     assert load_yaml(path, TrainConfig).precision == "auto"
 

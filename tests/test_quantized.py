@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from arimage.pipeline import load
-from arimage.quantization import is_quantized
+from arimage.checkpoints.quantization import is_quantized
+from arimage.inference.api import load
 
 pytest.importorskip("torchao")
 

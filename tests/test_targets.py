@@ -8,8 +8,9 @@ from PIL import Image
 
 from arimage.cli.targets import output_paths, plan_edits, sheet_path, typed, without_results
 from arimage.errors import ArimageError, UsageError
-from arimage.output import check_writable, save_picture
-from arimage.recipe import Recipe, Source
+from arimage.files import check_writable
+from arimage.images.recipe import Recipe, Source
+from arimage.images.writing import save_picture
 from tests.conftest import photo
 
 

@@ -19,21 +19,23 @@ from torch import Tensor
 from arimage.autoregressive.generation import TokenRequest, generate_grids
 from arimage.autoregressive.layout import build_prompt, target_grid, training_sequence
 from arimage.autoregressive.sampling import TokenSampling
-from arimage.checkpoint import Checkpoint
+from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.checkpoints.initialization import initialize_folder
 from arimage.cli.main import run as cli
-from arimage.configuration import validate
 from arimage.errors import DataError, UsageError
-from arimage.initialization import initialize_folder
-from arimage.output import read_recipe
-from arimage.pipeline import load
+from arimage.images.provenance import read_recipe
+from arimage.inference.api import load
 from arimage.training import signature, state
 from arimage.training.bad_samples import BadSample, BadSamples
-from arimage.training.batches import Example, StepBatches, loader
+from arimage.training.batches import StepBatches, loader
+from arimage.training.cache import CacheSource
 from arimage.training.config import AutoregressiveTraining, CaptionConfig, LoraConfig, SourceConfig, TrainConfig
 from arimage.training.decoder import training_levels, window_corners
+from arimage.training.examples import Example
 from arimage.training.loop import Run, TrainingStopped, build_objective, learning_rate, train
-from arimage.training.prepare import CacheSource, prepare
+from arimage.training.prepare import prepare
 from arimage.training.tokens import encode_views
+from arimage.yaml_files import validate
 from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder
 from decoder.sampler import ScheduleConfig, flow_schedule
 from tests.tiny_assets import write_assets

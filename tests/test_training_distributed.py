@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from arimage.checkpoint import Checkpoint
-from arimage.initialization import initialize_folder
+from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.checkpoints.initialization import initialize_folder
 from arimage.training.config import TrainConfig
 from arimage.training.loop import train
 from tests.test_training import CPU, losses, stage

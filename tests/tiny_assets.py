@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from arimage.data.assets import SPRITES, WORDS, Assets
 from arimage.data.sprites import Concept, Sprite, write_pack
 from arimage.data.words import FALLBACK
-from arimage.output import write_whole
+from arimage.files import write_whole
 
 SHAPES = {
     "a1": ("circle", "圆形"), "a2": ("square", "方块"), "a3": ("triangle", "三角形"), "a4": ("diamond", "菱形"),

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 
-from arimage.bpe import DEFAULT_CORPUS, token_id, train_tokenizer
-from arimage.checkpoint import meta_networks, save_checkpoint
-from arimage.configuration import ModelConfig
+from arimage.checkpoints.bpe import DEFAULT_CORPUS, token_id, train_tokenizer
+from arimage.checkpoints.checkpoint import save_checkpoint
+from arimage.checkpoints.components import meta_networks
+from arimage.checkpoints.model_config import ModelConfig
 from tests.tiny import randomize
 
 CONFIG = ModelConfig.model_validate(

@@ -11,15 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-try:
-    from flash_attn import flash_attn_varlen_func
-except ImportError:
-    flash_attn_varlen_func = None
-
-
-def flash_serves(query: Tensor) -> bool:
-    """Whether flash-attn is installed and takes this tensor (a GPU, fp16 or bf16)."""
-    return flash_attn_varlen_func is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+from backends.attention import flash_attn_varlen_func, flash_serves
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -12,17 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from decoder.attention import matmul_attention, matmul_serves
-
-try:
-    from flash_attn import flash_attn_func, flash_attn_varlen_func
-except ImportError:
-    flash_attn_func = flash_attn_varlen_func = None
-
-
-def flash_serves(query: Tensor) -> bool:
-    """Whether flash-attn is installed and takes this tensor (a GPU, fp16 or bf16)."""
-    return flash_attn_func is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+from backends.attention import flash_attn_func, flash_attn_varlen_func, flash_serves, matmul_attention, matmul_serves
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -18,11 +18,12 @@ from arimage.autoregressive.cache import KeyValueCache
 from arimage.autoregressive.layout import Grid, Prompt, generated_positions
 from arimage.autoregressive.model import AutoregressiveModel, Rotation
 from arimage.autoregressive.sampling import TokenSampling, draw
-from decoder.recorded import Recorded
+from backends.recorded import Recorded
 
 FREE = -1
 AHEAD, FEW_AHEAD, WORTH_IT = 16, 4, 2.0
 AHEAD_ROWS = 128
+TOKEN_BATCH = 16
 
 
 @dataclass(frozen=True)

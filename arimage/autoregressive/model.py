@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from arimage.autoregressive.attention import causal_attention, packed_causal_attention, step_attention
 from arimage.autoregressive.cache import KeyValueCache
 from arimage.autoregressive.config import TextModelConfig
-from decoder.linear import Linear, Projections, linear, onednn_serves
+from backends.linear import Linear, Projections, linear, onednn_serves
 
 Rotation = tuple[Tensor, Tensor]
 

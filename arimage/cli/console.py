@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from arimage.engine import Progress
-    from arimage.pipeline import ImagePipeline
+    from arimage.inference.pipeline import ImagePipeline
+    from arimage.inference.requests import Progress
 
 STAGES = {"tokens": ("visual tokens", "tokens"), "diffusion": ("diffusion", "steps")}
 SECONDS_BETWEEN_LINES = 5.0
@@ -31,8 +31,8 @@ class Console:
             print(text, file=sys.stderr, flush=True)
 
     def load(self, model: "Path | None", **options: Any) -> "ImagePipeline":
-        """Open a model by :func:`arimage.pipeline.load`; a model that was never trained makes noise, and it is said."""
-        from arimage.pipeline import load
+        """Open a model by :func:`arimage.inference.api.load`, and say so where it was never trained and makes noise."""
+        from arimage.inference.api import load
 
         pipeline = load(model, **options)
         if pipeline.checkpoint.is_random:
@@ -43,7 +43,7 @@ class Console:
 
     def note_domain(self, pipeline: "ImagePipeline", prompts: list[str], *, editing: bool = False) -> None:
         """Say gently when a prompt is about something that a small model was not taught."""
-        from arimage.domain import Domain
+        from arimage.checkpoints.domain import Domain
 
         domain = Domain.read(pipeline.checkpoint.path)
         if domain is not None:

@@ -40,7 +40,7 @@ def sprites(
     from arimage.cli.console import Console
     from arimage.data.assets import SPRITES
     from arimage.data.build import NANO_GROUPS, NANO_STYLES, build_assets
-    from arimage.output import check_writable
+    from arimage.files import check_writable
 
     check_writable([output / SPRITES])
     console = Console(quiet)
@@ -74,7 +74,7 @@ def words(
     arimage data words -o data/nano/words.json
     """
     from arimage.data.words import build_words
-    from arimage.output import check_writable
+    from arimage.files import check_writable
 
     check_writable([output])
     counts = build_words(output, count)
@@ -98,7 +98,7 @@ def check(
     from arimage.data.check import check as check_data
     from arimage.data.folders import OwnData
     from arimage.errors import DataError, UsageError
-    from arimage.output import check_writable
+    from arimage.files import check_writable
 
     check_writable([sheet] if sheet is not None else [])
     try:
@@ -166,7 +166,7 @@ def show(
 
     arimage data show configs/nano/decoder-256.yaml -n 32 -o batch.png
     """
-    from arimage.output import check_writable
+    from arimage.files import check_writable
 
     check_writable([output])
     records, fonts = _records(source, count, first, task, size)
@@ -185,7 +185,7 @@ def captions(
 
     arimage data captions data/nano -o captions.txt
     """
-    from arimage.output import check_writable, write_whole
+    from arimage.files import check_writable, write_whole
 
     check_writable([output])
     records, _ = _records(source, count, 0, None, size)
@@ -204,11 +204,11 @@ def domain(
 
     arimage data domain configs/nano/evaluate.yaml -o arimage/models/nano/domain.json
     """
-    from arimage.configuration import load_yaml
     from arimage.data.assets import Assets
-    from arimage.domain import domain_of
+    from arimage.data.domain import domain_of
     from arimage.evaluation.config import EvaluateConfig
-    from arimage.output import check_writable, write_whole
+    from arimage.files import check_writable, write_whole
+    from arimage.yaml_files import load_yaml
 
     check_writable([output])
     wanted = load_yaml(config, EvaluateConfig, [])
@@ -254,11 +254,11 @@ def _records(source: str, count: int, first: int, tasks: list[str] | None, size:
 
 
 def _stage_records(path: Path, count: int, first: int, tasks: list[str] | None) -> "tuple[list[Record], Any]":
-    from arimage.configuration import load_yaml
     from arimage.data.assets import Assets
     from arimage.errors import UsageError
     from arimage.training.batches import StepBatches
     from arimage.training.config import TrainConfig
+    from arimage.yaml_files import load_yaml
 
     if tasks:
         raise UsageError("--task is for a folder of assets; a stage says its tasks itself")
@@ -277,7 +277,7 @@ def _save_sheet(records: "list[Record]", path: Path, columns: int, fonts: Any = 
     import io
 
     from arimage.data.sheet import contact_sheet
-    from arimage.output import write_whole
+    from arimage.files import write_whole
 
     buffer = io.BytesIO()
     contact_sheet(records, columns, fonts=fonts).save(buffer, "PNG", optimize=True)

@@ -10,7 +10,7 @@ from arimage.cli import options
 if TYPE_CHECKING:
     from arimage.cli.console import Console
     from arimage.cli.targets import Job, Written
-    from arimage.pipeline import ImagePipeline
+    from arimage.inference.pipeline import ImagePipeline
 
 
 def edit(
@@ -74,7 +74,7 @@ def edit(
     from arimage.cli.console import Console
     from arimage.cli.targets import Written, plan_edits, without_results
     from arimage.errors import ArimageError, UsageError
-    from arimage.output import check_writable
+    from arimage.files import check_writable
 
     found, prompt, several = _split(inputs, variation)
     if several and output is None and not (recipe or ai_mark):
@@ -164,8 +164,8 @@ def _split(inputs: list[str], variation: bool) -> tuple[list[Path], str, bool]:
     import glob
 
     from arimage.errors import InputImageError, UsageError
-    from arimage.images import SUFFIXES, hidden
-    from arimage.inputs import shown
+    from arimage.images.inputs import shown
+    from arimage.images.opening import SUFFIXES, hidden
 
     names, prompt = (inputs, "") if variation else (inputs[:-1], inputs[-1])
     if not names:

@@ -28,14 +28,14 @@ def evaluate(
     import torch
 
     from arimage.cli.console import Console, print_json
-    from arimage.configuration import load_yaml
     from arimage.errors import UsageError, nearest
     from arimage.evaluation.config import EvaluateConfig
     from arimage.evaluation.report import REPORT, markdown, write_report
     from arimage.evaluation.run import distances, make_judge, rows, tokenizer_rows
     from arimage.evaluation.run import evaluate as run
-    from arimage.output import check_writable
-    from arimage.pipeline import load
+    from arimage.files import check_writable
+    from arimage.inference.api import load
+    from arimage.yaml_files import load_yaml
 
     check_writable(output / name for name in REPORT)
     if threads is not None:

@@ -58,7 +58,8 @@ def generate(
     """
     from arimage.cli.console import Console
     from arimage.cli.targets import Written, literal, output_paths, seeds_from, sheet_path, typed
-    from arimage.output import check_writable, output_format
+    from arimage.files import check_writable
+    from arimage.images.writing import output_format
 
     prompts = _read_prompts(prompt or [], prompts_from)
     target = DEFAULT_OUTPUT if output is None else output

@@ -11,8 +11,8 @@ from arimage.cli import options
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from arimage.configuration import ModelConfig
-    from arimage.information import FitPlan
+    from arimage.checkpoints.information import FitPlan
+    from arimage.checkpoints.model_config import ModelConfig
 
 
 def init(
@@ -37,10 +37,11 @@ def init(
 
     arimage init configs/glm-image-9b/model.yaml --from-glm4 GLM-4-9B-0414 -o runs/start
     """
-    from arimage.configuration import ModelConfig, load_yaml
+    from arimage.checkpoints.initialization import initialize_folder, read_corpus
+    from arimage.checkpoints.model_config import ModelConfig
     from arimage.errors import UsageError
-    from arimage.initialization import initialize_folder, read_corpus
-    from arimage.output import check_writable
+    from arimage.files import check_writable
+    from arimage.yaml_files import load_yaml
 
     if output.exists():
         raise UsageError(f"{output} exists already; choose another folder or remove it")
@@ -83,9 +84,9 @@ def assemble(
     """
     import torch
 
-    from arimage.assemble import assemble as run
+    from arimage.checkpoints.assemble import assemble as run
     from arimage.errors import UsageError
-    from arimage.output import check_writable
+    from arimage.files import check_writable
 
     if output.exists():
         raise UsageError(f"{output} exists already; choose another folder or remove it")
@@ -113,7 +114,7 @@ def _sampling(given: list[str]) -> dict[str, float] | None:
     Raises:
         UsageError: a name or a value is wrong.
     """
-    from arimage.checkpoint import SAMPLING
+    from arimage.checkpoints.checkpoint import SAMPLING
     from arimage.errors import UsageError, nearest
 
     found: dict[str, float] = {}
@@ -143,7 +144,7 @@ def info(
 
     arimage info configs/glm-image-9b/model.yaml --fit 24GB
     """
-    from arimage.information import fit_plans, network_sizes
+    from arimage.checkpoints.information import fit_plans, network_sizes
 
     name, config, is_random = _read(model)
     sizes = network_sizes(config)
@@ -219,9 +220,10 @@ def _memory(size: int) -> str:
 
 
 def _read(model: Path | None) -> "tuple[str, ModelConfig, bool]":
-    from arimage.checkpoint import Checkpoint
-    from arimage.configuration import ModelConfig, load_yaml
-    from arimage.embedded import embedded_folder
+    from arimage.checkpoints.checkpoint import Checkpoint
+    from arimage.checkpoints.embedded import embedded_folder
+    from arimage.checkpoints.model_config import ModelConfig
+    from arimage.yaml_files import load_yaml
 
     if model is not None and model.suffix in (".yaml", ".yml"):
         return str(model), load_yaml(model, ModelConfig), False

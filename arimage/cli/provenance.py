@@ -17,7 +17,7 @@ def inspect(
     arimage inspect fox.png
     """
     from arimage.cli.console import print_json
-    from arimage.output import read_recipe
+    from arimage.images.provenance import read_recipe
 
     recipe = read_recipe(picture)
     if recipe is None:
@@ -54,7 +54,9 @@ def reproduce(
     """
     from arimage.cli.console import Console, print_json
     from arimage.errors import ArimageError
-    from arimage.output import check_writable, lossy_notice, output_format, read_recipe
+    from arimage.files import check_writable
+    from arimage.images.provenance import read_recipe
+    from arimage.images.writing import lossy_notice, output_format
 
     if output is not None:
         output_format(output)
@@ -63,9 +65,9 @@ def reproduce(
     if recipe is None:
         raise ArimageError(f"{picture} carries no recipe, so it cannot be made again")
     console = Console(quiet)
-    from arimage.pipeline import load
-    from arimage.reproduce import compare, recorded_adapters
-    from arimage.reproduce import reproduce as make_again
+    from arimage.inference.api import load
+    from arimage.inference.reproduce import compare, recorded_adapters
+    from arimage.inference.reproduce import reproduce as make_again
 
     pipeline = load(model, device=device, dtype=dtype, lora=lora or recorded_adapters(recipe))
     if pipeline.networks.weights_hash() != recipe.weights_sha256:

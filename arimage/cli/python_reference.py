@@ -15,7 +15,8 @@ from typing import Any
 def python_reference() -> str:
     """Public functions, options, classes and errors as Markdown."""
     import arimage
-    from arimage.pipeline import ImagePipeline, Options
+    from arimage.inference.pipeline import ImagePipeline
+    from arimage.inference.settings import Options
 
     model = {"model": "checkpoint folder or loaded pipeline; the embedded model by default"}
     file = {"recipe": "carry the recipe in the file.", "ai_mark": "mark the file as made by a model (IPTC)."}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL import Image
 
-    from arimage.pipeline import GeneratedImage
+    from arimage.inference.results import GeneratedImage
 
 FIELD = re.compile(r"\{\{|\}\}|\{(?P<name>[^\W\d]\w*)(?P<format>[:!.\[][^{}]*)?\}")
 RESULT = re.compile(r"(?P<origin>.+)-edited(-\d+)?", re.DOTALL)
@@ -121,7 +121,7 @@ def plan_edits(
         UsageError: -o does not fit, or a picture would be overwritten.
     """
     from arimage.errors import UsageError
-    from arimage.output import FORMATS, output_format
+    from arimage.images.writing import FORMATS, output_format
 
     if output is not None and not output.is_dir() and output.suffix:
         if len(pictures) == 1:
@@ -151,7 +151,7 @@ def plan_edits(
 
 def _names(picture: Path, beside: bool, protected: bool) -> Iterator[str]:
     """Names for a picture's result, the plainest first."""
-    from arimage.output import FORMATS, keeps_pixels
+    from arimage.images.writing import FORMATS, keeps_pixels
 
     suffix = picture.suffix.lower()
     if suffix not in FORMATS or (protected and not keeps_pixels(picture, protected)):
@@ -166,7 +166,7 @@ def _taken(path: Path, source: Path, folder: Path | None) -> bool:
     In a folder that was named for results a picture without recipe is taken for one.
     """
     from arimage.errors import ArimageError
-    from arimage.output import is_edited, read_recipe
+    from arimage.images.provenance import is_edited, read_recipe
 
     if not path.is_file():
         return False
@@ -186,7 +186,7 @@ def without_results(pictures: Sequence[Path]) -> list[Path]:
     Such a result is called ``NAME-edited`` after one of them and carries our recipe or mark; another picture of that
     name is somebody's own.
     """
-    from arimage.output import is_edited
+    from arimage.images.provenance import is_edited
 
     stems = {(picture.parent, stem) for picture in pictures for stem in (picture.stem, picture.name.replace(".", "-"))}
 
@@ -214,7 +214,7 @@ class Written:
 
     def write(self, image: "GeneratedImage", path: Path) -> None:
         """Write a finished picture."""
-        from arimage.output import lossy_notice
+        from arimage.images.writing import lossy_notice
 
         image.save(path, recipe=self.recipe, ai_mark=self.ai_mark)
         self.images.append(image)
@@ -224,7 +224,8 @@ class Written:
 
     def write_sheet(self, path: Path) -> None:
         """Write all of them in one picture."""
-        from arimage.output import contact_sheet, save_picture
+        from arimage.images.sheets import contact_sheet
+        from arimage.images.writing import save_picture
 
         pictures: list[Image.Image] = [image.image for image in self.images]
         self.sheet = save_picture(contact_sheet(pictures), path)

@@ -30,9 +30,9 @@ def train(
     """
     import torch
 
-    from arimage.configuration import load_yaml
     from arimage.training.config import TrainConfig
     from arimage.training.loop import train as run
+    from arimage.yaml_files import load_yaml
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -52,11 +52,11 @@ def prepare(
     arimage prepare configs/nano/decoder-256.yaml -n 20000 -o runs/nano/cache
     """
     from arimage.cli.console import Console
-    from arimage.configuration import load_yaml
-    from arimage.output import check_writable
+    from arimage.files import check_writable
+    from arimage.training.cache import INDEX
     from arimage.training.config import TrainConfig
-    from arimage.training.prepare import INDEX
     from arimage.training.prepare import prepare as run
+    from arimage.yaml_files import load_yaml
 
     check_writable([output / INDEX])
     console = Console(quiet)

@@ -32,7 +32,7 @@ from PIL import Image
 from arimage.data.buckets import same_shape
 from arimage.data.records import MAX_RATING, Record, Sample, naming
 from arimage.errors import DataError, InputImageError
-from arimage.images import hidden, open_picture
+from arimage.images.opening import hidden, open_picture
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 IMAGE_COLUMNS = ("image", "target", "file_name", "jpg", "png", "webp", "jpeg")

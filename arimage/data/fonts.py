@@ -16,7 +16,7 @@ from PIL import ImageFont
 
 from arimage.data.artwork import Package
 from arimage.errors import DataError
-from arimage.output import write_whole
+from arimage.files import write_whole
 
 WEIGHTS = ("400Regular", "700Bold")
 ASCII = "".join(chr(code) for code in range(0x20, 0x7F))

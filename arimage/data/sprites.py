@@ -18,7 +18,7 @@ from PIL import Image
 
 from arimage.data.artwork import Package, read_member
 from arimage.errors import DataError
-from arimage.output import write_whole
+from arimage.files import write_whole
 
 GROUPS = (
     "faces", "people", "components", "animals and nature", "food and drink", "travel and places", "activities",

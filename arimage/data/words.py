@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 
 from arimage.errors import DataError
-from arimage.output import write_whole
+from arimage.files import write_whole
 
 FALLBACK = {
     "en": "the and you for open love home time happy birthday sale hello world coffee music summer garden blue today "

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from arimage.configuration import merged
 from arimage.data.scenes.settings import SceneSettings
+from arimage.yaml_files import merged
 
 
 class GroupConfig(BaseModel):

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from arimage.data.fonts import FontPack
 from arimage.evaluation.run import Outcome, Row
-from arimage.output import write_whole
+from arimage.files import write_whole
 
 REPORT = (RESULTS, TABLE, SHEET) = ("results.json", "results.md", "sheet.png")
 SIDE = 144

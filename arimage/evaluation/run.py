@@ -11,12 +11,12 @@ from torch import Tensor
 from arimage.data.assets import Assets
 from arimage.data.scenes import Scenes
 from arimage.data.scenes.settings import PICTURE_TASKS, SceneSettings
-from arimage.engine import ImageRequest
 from arimage.evaluation.codes import characters, stability
 from arimage.evaluation.config import EvaluateConfig
 from arimage.evaluation.features import kernel_distance
 from arimage.evaluation.judge import Case, Judge, Share
-from arimage.pipeline import ImagePipeline
+from arimage.inference.pipeline import ImagePipeline
+from arimage.inference.requests import ImageRequest
 
 RESAMPLES = 2000
 

@@ -14,14 +14,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from arimage.checkpoint import Checkpoint, Component, build_autoencoder
-from arimage.configuration import ModelConfig
+from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.checkpoints.components import Component, build_autoencoder
+from arimage.checkpoints.model_config import ModelConfig
 from arimage.data.records import Record
 from arimage.data.scenes.spec import Box
 from arimage.errors import UsageError
-from arimage.training.batches import Example
+from arimage.images.pixels import picture, pixels
 from arimage.training.config import AutoencoderTraining, TrainConfig
-from arimage.training.objective import Losses, Objective, generator, noise_of, picture, pixels, under
+from arimage.training.examples import Example
+from arimage.training.objective import Losses, Objective, generator, noise_of, under
 from arimage.training.principal import PATCHES, begin_with_principal_components
 
 SCALES = 3

@@ -24,10 +24,11 @@ from arimage.autoregressive.layout import (
     training_sequence,
 )
 from arimage.autoregressive.vocabulary import Vocabulary
-from arimage.checkpoint import Checkpoint, Component
+from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.checkpoints.components import Component
 from arimage.data.records import EncodedRecord
-from arimage.training.batches import Example
 from arimage.training.config import TrainConfig
+from arimage.training.examples import Example
 from arimage.training.objective import Losses, Objective, generator
 from arimage.training.tokens import code_vectors, encode_views, preview_view, reference_view
 from tokenizer.image_size import SizeLimits

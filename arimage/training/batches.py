@@ -7,132 +7,17 @@ several processes share the very batch that one would have had.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
-from arimage.data.assets import Assets
-from arimage.data.buckets import BucketBatches, bucket_sizes, in_bucket, place
-from arimage.data.folders import OwnData
 from arimage.data.records import EncodedRecord, Record, SampleError
-from arimage.data.scenes import Scenes
 from arimage.errors import ArimageError, DataError
 from arimage.training.bad_samples import BadSample
 from arimage.training.config import CaptionConfig, SourceConfig
+from arimage.training.examples import Batch, Collate, Example
+from arimage.training.sources import Source, open_source
 
 RETRIES = 8
-Collate = Callable[[list["Example"]], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Example:
-    """A record, the caption that was chosen for it, and the seed of its noise and dropouts."""
-
-    record: Record | EncodedRecord
-    caption: str
-    seed: int
-
-    @property
-    def pictured(self) -> Record:
-        """The record with its pictures.
-
-        Raises:
-            DataError: it comes from a prepared cache, which holds none.
-        """
-        if isinstance(self.record, EncodedRecord):
-            raise DataError("this needs pictures, and a prepared cache holds none; name the data itself")
-        return self.record
-
-
-@dataclass
-class Batch:
-    """What :class:`StepBatches` gives: the objective's tensors, and the samples that could not be read."""
-
-    tensors: dict[str, Any]
-    bad: list[BadSample]
-
-
-class _Source(Protocol):
-    """A data set: its name, how many samples it has (None: endless), and those that were bad from the start."""
-
-    name: str
-    unreadable: list[BadSample]
-
-    @property
-    def size(self) -> int | None: ...
-
-    def records(self, draw: int, count: int) -> Sequence[Callable[[int], Any]]:
-        """Readers of the ``draw``-th batch of ``count`` samples; a reader takes the number of the attempt."""
-
-
-class _SceneSource:
-    def __init__(self, config: SourceConfig, seed: int, batch: int) -> None:
-        assert config.scenes is not None
-        assert config.assets is not None
-        self.name, self.size = f"the scenes of {config.assets}", None
-        self.unreadable: list[BadSample] = []
-        settings = config.scenes.model_copy(update={"seed": config.scenes.seed + seed})
-        self.scenes = Scenes(Assets.open(config.assets), settings, run=batch)
-
-    def records(self, draw: int, count: int) -> list[Callable[[int], Record]]:
-        def reader(index: int) -> Callable[[int], Record]:
-            return lambda attempt: self.scenes[index]
-
-        return [reader(draw * count + i) for i in range(count)]
-
-
-class _OwnSource:
-    """People's data in buckets. Sizes are read once, at the start; what cannot be read is set aside and named."""
-
-    def __init__(self, config: SourceConfig, seed: int, batch: int) -> None:
-        assert config.path is not None
-        self.data, self.name = OwnData(config.path), config.path
-        self.size = len(self.data)
-        self.buckets = tuple(size for side in config.sides for size in bucket_sizes(side))
-        self.places: list[tuple[int, int]] = []
-        self.usable: list[int] = []
-        self.unreadable: list[BadSample] = []
-        for index, sample in enumerate(self.data):
-            try:
-                record = sample.read()
-            except SampleError as error:
-                self.unreadable.append(BadSample(self.name, sample.name, str(error)))
-                continue
-            if record.rating >= config.minimum_rating:
-                self.usable.append(index)
-                self.places.append(place(*record.image.size, self.buckets).size)
-        if not self.usable:
-            first = f"; the first that cannot be read: {self.unreadable[0].reason}" if self.unreadable else ""
-            raise DataError(
-                f"{config.path} holds no sample that can be used (rating >= {config.minimum_rating}){first}"
-            )
-        self.batches = BucketBatches(self.places, batch, seed)
-        self._epochs: dict[int, list[list[int]]] = {}
-
-    def records(self, draw: int, count: int) -> list[Callable[[int], Record]]:
-        per_epoch = len(self._epoch(0))
-        batch = self._epoch(draw // per_epoch)[draw % per_epoch]
-
-        def reader(index: int) -> Callable[[int], Record]:
-            return lambda attempt: self._read(self._neighbour(index, attempt))
-
-        return [reader(index) for index in batch[:count]]
-
-    def _neighbour(self, index: int, steps: int) -> int:
-        """A sample, or another one of its bucket in its place."""
-        if not steps:
-            return index
-        members = self.batches.members[self.places[index]]
-        return members[(members.index(index) + steps) % len(members)]
-
-    def _epoch(self, epoch: int) -> list[list[int]]:
-        if epoch not in self._epochs:
-            self._epochs = {key: value for key, value in self._epochs.items() if key == 0}
-            self._epochs[epoch] = self.batches.epoch_batches(epoch)
-        return self._epochs[epoch]
-
-    def _read(self, index: int) -> Record:
-        return in_bucket(self.data[self.usable[index]].read(), self.buckets)
 
 
 class StepBatches:
@@ -159,7 +44,7 @@ class StepBatches:
         self.batch_size, self.collate, self.captions = batch_size, collate, captions
         self.seed, self.process, self.processes = seed, process, processes
         self.weights = [source.weight for source in sources]
-        self.sources: list[_Source] = [_open(source, seed, batch_size * processes, encoders) for source in sources]
+        self.sources: list[Source] = [open_source(source, seed, batch_size * processes, encoders) for source in sources]
         self._order: list[tuple[int, int]] = []
         self._drawn = [0] * len(sources)
         self._random = Random(f"sources/{seed}")
@@ -222,17 +107,6 @@ class StepBatches:
         if not wanted:
             return 1.0
         return max(wanted.get(name, 0.0) for name in (kind, *kind.split("/")))
-
-
-def _open(config: SourceConfig, seed: int, batch: int, encoders: Callable[[], str] | None) -> _Source:
-    if config.scenes is not None:
-        return _SceneSource(config, seed, batch)
-    if config.path is not None:
-        return _OwnSource(config, seed, batch)
-    from arimage.training.prepare import CacheSource
-
-    assert config.cache is not None
-    return CacheSource(Path(config.cache), seed, batch, None if encoders is None else encoders())
 
 
 def loader(batches: StepBatches, first: int, steps: int, workers: int) -> Iterator[Batch]:

@@ -19,16 +19,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from arimage.checkpoint import Checkpoint, Component
+from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.checkpoints.components import Component
 from arimage.data.assets import Assets
 from arimage.data.records import Record
 from arimage.data.scenes.cells import cells_of, flat
 from arimage.errors import DataError
-from arimage.output import write_whole
-from arimage.training.batches import Example
+from arimage.files import write_whole
+from arimage.images.pixels import picture
 from arimage.training.cells import Classes, different_cells, neutral_view
 from arimage.training.config import TrainConfig
-from arimage.training.objective import Losses, Objective, generator, picture
+from arimage.training.examples import Example
+from arimage.training.objective import Losses, Objective, generator
 from tokenizer.semantic_tokenizer import half_size_pixels
 
 CLASSES = "classes.safetensors"

@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from arimage.configuration import merged
 from arimage.data.scenes.settings import SceneSettings
 from arimage.training.precision import Precision
+from arimage.yaml_files import merged
 
 Subject = Literal["tokenizer", "autoencoder", "autoregressive", "decoder"]
 

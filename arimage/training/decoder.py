@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from arimage.checkpoint import Checkpoint, Component
+from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.checkpoints.components import Component
 from arimage.data.records import EncodedRecord, Record
-from arimage.training.batches import Example
+from arimage.images.pixels import pixels
 from arimage.training.config import DecoderTraining, TrainConfig
 from arimage.training.distillation import Teacher, velocity_of
-from arimage.training.objective import Losses, Objective, generator, noise_of, pixels, under, uniform_of
+from arimage.training.examples import Example
+from arimage.training.objective import Losses, Objective, generator, noise_of, under, uniform_of
 from arimage.training.samples import true_token_pictures
 from arimage.training.tokens import code_vectors, encode_views, reference_view
 from decoder.diffusion_decoder import LATENTS_PER_TOKEN

@@ -27,14 +27,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from arimage.checkpoint import Checkpoint, update_checkpoint
+from arimage.checkpoints.checkpoint import Checkpoint, update_checkpoint
 from arimage.data.records import Record
 from arimage.errors import ArimageError, DataError, UsageError
 from arimage.training import signature, state
 from arimage.training.bad_samples import FILE as BAD_SAMPLES
 from arimage.training.bad_samples import BadSample, BadSamples
-from arimage.training.batches import Batch, StepBatches, loader
+from arimage.training.batches import StepBatches, loader
 from arimage.training.config import TrainConfig
+from arimage.training.examples import Batch
 from arimage.training.objective import Objective
 from arimage.training.optimizer import build_optimizer
 from arimage.training.precision import computed_in

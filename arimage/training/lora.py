@@ -8,9 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from arimage.checkpoint import replaced_when_whole
-from arimage.errors import UsageError, nearest
-from arimage.lora import (
+from arimage.checkpoints.lora import (
     ADAPTER_FILE,
     CONFIG_FILE,
     DIFFUSERS_FILE,
@@ -18,6 +16,8 @@ from arimage.lora import (
     DIFFUSERS_PREFIX,
     PEFT_PREFIX,
 )
+from arimage.errors import UsageError, nearest
+from arimage.files import replaced_when_whole
 from arimage.training.config import LoraConfig
 from arimage.training.objective import Objective
 

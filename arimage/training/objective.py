@@ -4,15 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from arimage.checkpoint import Checkpoint, Component
-from arimage.configuration import ModelConfig
-from arimage.training.batches import Example
+from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.checkpoints.components import Component
+from arimage.checkpoints.model_config import ModelConfig
 from arimage.training.config import TrainConfig
+from arimage.training.examples import Example
 
 Losses = dict[str, Tensor]
 
@@ -66,7 +66,7 @@ class Objective(nn.Module, ABC):
         return
 
     def live_networks(self) -> dict[str, Any]:
-        """The networks in training, under the names that :class:`arimage.networks.Networks` knows."""
+        """The networks in training, under the names that :class:`arimage.inference.networks.Networks` knows."""
         return {}
 
     def facts(self) -> dict[str, Any]:
@@ -84,17 +84,6 @@ class Objective(nn.Module, ABC):
     def pictures(self, examples: Sequence[Example]) -> list[tuple[str, Image.Image]]:
         """Pictures that show how far training is, for objectives that have no use for prompts."""
         return []
-
-
-def pixels(image: Image.Image) -> Tensor:
-    """(3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def picture(values: Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1] to RGB."""
-    array = ((values.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
 
 
 def noise_of(seeds: Sequence[int], shape: Sequence[int], purpose: int = 0) -> Tensor:

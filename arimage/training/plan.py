@@ -20,11 +20,13 @@ from typing import Any
 import torch
 
 from arimage.autoregressive.layout import preview_grid, target_grid
-from arimage.checkpoint import Checkpoint, meta_networks
-from arimage.configuration import ModelConfig, load_yaml
+from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.checkpoints.components import meta_networks
+from arimage.checkpoints.model_config import ModelConfig
 from arimage.data.buckets import bucket_sizes
 from arimage.errors import UsageError
 from arimage.training.config import TrainConfig
+from arimage.yaml_files import load_yaml
 
 INSIDE = 34
 ON_GPUS = {"auto": "bf16", "no": "fp32"}

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 
-from decoder.processor import multiplies_bf16
+from backends.processor import multiplies_bf16
 
 __all__ = ["ComputedIn", "Precision", "computed_in", "multiplies_bf16"]
 

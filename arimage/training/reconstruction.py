@@ -14,8 +14,8 @@ from torch import Tensor
 
 from arimage.evaluation import lpips
 from arimage.evaluation.reading import optical_reader
-from arimage.training.batches import Example
-from arimage.training.objective import picture, pixels
+from arimage.images.pixels import picture, pixels
+from arimage.training.examples import Example
 
 
 def installed(name: str) -> bool:

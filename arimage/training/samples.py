@@ -8,10 +8,13 @@ from PIL import Image
 
 from arimage.autoregressive.sampling import TokenSampling
 from arimage.data.records import Record
-from arimage.engine import Engine, ImageRequest, Settings
-from arimage.networks import Networks
-from arimage.training.batches import Example, StepBatches
+from arimage.inference.engine import Engine
+from arimage.inference.networks import Networks
+from arimage.inference.requests import ImageRequest
+from arimage.inference.settings import Settings
+from arimage.training.batches import StepBatches
 from arimage.training.config import SampleConfig
+from arimage.training.examples import Example
 from arimage.training.objective import Objective
 from arimage.training.tokens import encode_views, reference_view
 
@@ -77,7 +80,8 @@ def true_token_pictures(
     objective: Any, examples: Sequence[Example], steps: int, guidance: float
 ) -> list[tuple[str, Image.Image]]:
     """The decoder alone: pictures rendered from the true visual tokens, beside the true pictures."""
-    from arimage.training.objective import noise_of, picture, pixels
+    from arimage.images.pixels import picture, pixels
+    from arimage.training.objective import noise_of
     from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder, Reference
     from decoder.glyph import quoted_texts
     from tokenizer.semantic_tokenizer import half_size_pixels

@@ -15,10 +15,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from arimage.checkpoint import Checkpoint, Component
-from arimage.training.batches import Example
+from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.checkpoints.components import Component
+from arimage.images.pixels import picture
 from arimage.training.config import TrainConfig
-from arimage.training.objective import Losses, Objective, picture
+from arimage.training.examples import Example
+from arimage.training.objective import Losses, Objective
+from backends.private import codebook_of
 from tokenizer.semantic_tokenizer import half_size_pixels
 
 MAX_CAPTION = 96
@@ -163,8 +166,7 @@ class TokenizerObjective(Objective):
         return found
 
     def states(self, weights: Mapping[str, Tensor]) -> dict[Component, dict[str, Tensor]]:
-        codebook = weights["quantizer._codebook.embed"]
-        renamed = {"model.vqmodel.quantize.embedding.weight": codebook[0] if codebook.ndim == 3 else codebook}
+        renamed = {"model.vqmodel.quantize.embedding.weight": codebook_of(weights, "quantizer")}
         for name, value in weights.items():
             if name.startswith("visual."):
                 renamed[f"model.{name}"] = value

@@ -13,12 +13,15 @@ import transformers
 from PIL import Image
 
 from arimage.autoregressive.sampling import TokenSampling
-from arimage.checkpoint import Checkpoint
-from arimage.configuration import ModelConfig, load_yaml
-from arimage.embedded import embedded_folder
-from arimage.engine import Engine, ImageRequest, Settings
-from arimage.initialization import initialize_folder
-from arimage.networks import Networks
+from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.checkpoints.embedded import embedded_folder
+from arimage.checkpoints.initialization import initialize_folder
+from arimage.checkpoints.model_config import ModelConfig
+from arimage.inference.engine import Engine
+from arimage.inference.networks import Networks
+from arimage.inference.requests import ImageRequest
+from arimage.inference.settings import Settings
+from arimage.yaml_files import load_yaml
 from tests.tiny_checkpoint import CONFIG, tiny_folder
 
 diffusers = pytest.importorskip("diffusers")

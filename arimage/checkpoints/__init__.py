@@ -1,0 +1,1 @@
+"""The checkpoint folder in both directions, and everything around a folder of weights."""

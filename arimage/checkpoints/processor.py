@@ -1,0 +1,79 @@
+"""The folders ``processor`` and ``tokenizer`` of a checkpoint, read and written: texts, and sizes of references."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from arimage.checkpoints.json_files import read_json, require
+from arimage.checkpoints.model_config import ModelConfig, ProcessorConfig
+from arimage.checkpoints.text_tokenizer import TextTokenizer, text_tokenizer
+from arimage.errors import CheckpointError
+from backends.private import glm_image_processor_class
+
+
+def read_processor(folder: Path) -> ProcessorConfig:
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        path = folder / name
+        if not path.exists():
+            continue
+        data = read_json(path)
+        data = data.get("image_processor", data)
+        size = data.get("size") or {}
+        low, high = size.get("shortest_edge", data.get("min_pixels")), size.get("longest_edge", data.get("max_pixels"))
+        if low is None or high is None:
+            continue
+        require(path, "", data, patch_size=16, merge_size=1, temporal_patch_size=1)
+        mean_and_std = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        require(path, "", data, **mean_and_std)
+        return ProcessorConfig(min_side=round(low**0.5), max_side=round(high**0.5))
+    raise CheckpointError(f"{folder} says nothing of picture sizes (size.shortest_edge and size.longest_edge)")
+
+
+def write_processor(folder: Path, config: ModelConfig, tokenizer: Mapping[str, Any]) -> None:
+    from tokenizers import Tokenizer
+    from transformers import ByT5Tokenizer, GlmImageProcessor, PreTrainedTokenizerFast
+
+    start = f"<|dit_token_{config.image_start}|>"
+    end = f"<|dit_token_{config.image_start + 1}|>"
+    names = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
+    text = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(tokenizer)),
+        bos_token=start,
+        eos_token=end,
+        pad_token=names[config.text_model.pad_token_id],
+        padding_side="left",
+        extra_special_tokens={"image_token": "<|image|>", "grid_bos_token": "<sop>", "grid_eos_token": "<eop>"},
+        clean_up_tokenization_spaces=False,
+    )
+    images = glm_image_processor_class()(
+        patch_size=16,
+        merge_size=1,
+        temporal_patch_size=1,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        size={"shortest_edge": config.processor.min_side**2, "longest_edge": config.processor.max_side**2},
+    )
+    template = (
+        "{%- for message in messages -%}"
+        "{%- if message['content'] is string -%}{{ message['content'] }}"
+        "{%- else -%}{%- for item in message['content'] -%}"
+        "{%- if item['type'] == 'image' -%}" + start + "<|image|>" + end + "{%- elif item['type'] == 'text' -%}"
+        "{{ item['text'] }}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endfor -%}"
+    )
+    GlmImageProcessor(images, text, chat_template=template).save_pretrained(folder / "processor")
+    ByT5Tokenizer().save_pretrained(folder / "tokenizer")
+
+
+def read_text_tokenizer(folder: Path, config: ModelConfig) -> TextTokenizer:
+    """Read the tokenizer of a checkpoint's ``processor`` folder.
+
+    Raises:
+        CheckpointError: the file is missing or broken, or a control token is not in it.
+    """
+    path = folder / "tokenizer.json"
+    settings = read_json(folder / "tokenizer_config.json")
+    try:
+        return text_tokenizer(read_json(path), config, settings)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None

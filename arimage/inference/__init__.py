@@ -1,0 +1,1 @@
+"""From a request to pictures: settings and tiers, the networks of a checkpoint, engine, pipeline."""

@@ -1,0 +1,309 @@
+"""Requests to pictures: references, visual tokens, diffusion, pixels.
+
+:class:`Engine` runs any mixture of requests (texts, sizes, references, masks) in groups: stage by stage, so that each
+network is needed once a group and tokens of its pictures are generated in one batch. What a picture looks like depends
+on its own request and the settings alone.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from arimage.autoregressive.generation import FREE, TOKEN_BATCH, TokenProgress, TokenRequest, generate_grids
+from arimage.autoregressive.layout import Prompt, build_prompt, target_grid
+from arimage.autoregressive.vocabulary import Vocabulary
+from arimage.images.pixels import picture as as_picture
+from arimage.images.pixels import pixels
+from arimage.inference.networks import Networks
+from arimage.inference.requests import (
+    EngineImage,
+    ImageCallback,
+    ImageRequest,
+    Preview,
+    PreviewCallback,
+    Progress,
+    ProgressCallback,
+)
+from arimage.inference.settings import Settings
+from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder, Reference
+from decoder.glyph import quoted_texts
+from decoder.sampler import KnownRegion, StepState
+from tokenizer.image_size import SizeLimits, reference_size
+
+PREVIEW_STEPS = 6
+SourceKey = tuple[int, tuple[int, int]]
+Sources = dict[SourceKey, Reference]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the stages of one call share.
+
+    ``glyphs`` are those of every prompt and of the negative text; ``token_requests`` are by picture.
+    """
+
+    requests: Sequence[ImageRequest]
+    settings: Settings
+    sources: Sources
+    glyphs: tuple[list[Tensor], Tensor]
+    token_requests: dict[int, TokenRequest]
+    on_progress: ProgressCallback | None
+    on_preview: PreviewCallback | None
+
+
+class Engine:
+    """Makes pictures with a checkpoint's networks.
+
+    Args:
+        networks: loads what is needed.
+        preview_every: diffusion steps between two previews of the clean estimate.
+    """
+
+    def __init__(self, networks: Networks, preview_every: int = 5) -> None:
+        self.networks = networks
+        checkpoint = networks.checkpoint
+        self.config = checkpoint.config
+        self.text_tokenizer = checkpoint.text_tokenizer()
+        self.preview_every = preview_every
+        self.vocabulary = Vocabulary(
+            codebook_size=self.config.quantizer.num_embeddings,
+            image_start=self.text_tokenizer.image_start,
+            image_end=self.text_tokenizer.image_end,
+            grid_start=self.text_tokenizer.sop,
+            grid_end=self.text_tokenizer.eop,
+            pad=self.text_tokenizer.pad,
+            encode=self.text_tokenizer.encode,
+            prefix=tuple(self.text_tokenizer.prefix_ids),
+        )
+
+    @property
+    def limits(self) -> SizeLimits:
+        """Sizes at which the checkpoint's encoders see a reference."""
+        return SizeLimits(self.config.processor.min_side, self.config.processor.max_side)
+
+    def run(
+        self,
+        requests: Sequence[ImageRequest],
+        settings: Settings,
+        on_progress: ProgressCallback | None = None,
+        on_preview: PreviewCallback | None = None,
+        on_image: ImageCallback | None = None,
+    ) -> list[EngineImage]:
+        """Make the requested pictures, in order, and hand each to ``on_image`` as soon as it is finished.
+
+        What a callback raises ends the call; nothing is left half done, and pictures that are through with diffusion
+        are still handed over.
+        """
+        sources = self._encode_sources(requests)
+        glyphs = self._encode_glyphs([request.prompt for request in requests], settings.negative_text)
+        token_requests = {
+            i: self._token_request(request, settings, sources)
+            for i, request in enumerate(requests)
+            if request.tokens is None
+        }
+        work = _Work(requests, settings, sources, glyphs, token_requests, on_progress, on_preview)
+        finished: list[EngineImage] = []
+
+        def finish(image: EngineImage) -> None:
+            finished.append(image)
+            if on_image is not None:
+                on_image(image)
+
+        for group in _batches(range(len(requests)), TOKEN_BATCH):
+            grids = self._generate_tokens(work, group)
+            self._show_preview_grids(work, grids)
+            # Each picture is rendered as soon as it is decoded, unless that means reading networks anew.
+            for turn in _batches(group, len(group) if self.networks.placement == "sequential" else 1):
+                latents: list[Tensor] = []
+                complete = False
+                try:
+                    self._diffuse(work, turn, grids, latents)
+                    complete = True
+                finally:
+                    if complete or on_image is not None:
+                        self._render(work, turn[: len(latents)], grids, latents, finish)
+        return finished
+
+    def _encode_sources(self, requests: Sequence[ImageRequest]) -> Sources:
+        """Codes and latents of every reference and canvas, each picture once a size.
+
+        Keyed by the picture's identity and its size in the networks.
+        """
+        pictures: dict[SourceKey, Image.Image] = {}
+        for request in requests:
+            for reference in request.references:
+                pictures.setdefault(self._source_key(reference), reference)
+            if request.canvas is not None:
+                pictures.setdefault((id(request.canvas), request.size), request.canvas)
+        if not pictures:
+            return {}
+        resized = {key: _resize(picture, key[1]) for key, picture in pictures.items()}
+        with self.networks.use("semantic_tokenizer") as semantic_tokenizer:
+            codes = dict(zip(resized, semantic_tokenizer.encode(list(resized.values()))))
+        with self.networks.use("autoencoder") as autoencoder, torch.no_grad():
+            return {
+                key: Reference(autoencoder.encode(pixels(picture)[None].to(self.networks.device))[0], codes[key])
+                for key, picture in resized.items()
+            }
+
+    def reconstruct(self, picture: Image.Image) -> Image.Image:
+        """A picture through the autoencoder and back, which is the best that diffusion can reach; sides of 32s."""
+        with self.networks.use("autoencoder") as autoencoder, torch.no_grad():
+            latents = autoencoder.encode(pixels(picture)[None].to(self.networks.device))
+            return as_picture(autoencoder.decode(latents)[0])
+
+    def _source_key(self, picture: Image.Image) -> SourceKey:
+        width, height = picture.size
+        return id(picture), reference_size(height, width, self.limits)
+
+    def prompt(self, request: ImageRequest, references: Sequence[Tensor] = (), *, preview_grid: bool = True) -> Prompt:
+        """The token prompt of a request whose references have these code grids."""
+        preview = preview_grid and not references
+        return build_prompt(self.vocabulary, request.prompt, target_grid(*request.size), references, preview=preview)
+
+    def _token_request(self, request: ImageRequest, settings: Settings, sources: Sources) -> TokenRequest:
+        references = [sources[self._source_key(picture)].tokens for picture in request.references]
+        fixed = None
+        if request.mask is not None and request.canvas is not None:
+            known = sources[id(request.canvas), request.size].tokens
+            protected = request.mask.protected_cells(*target_grid(*request.size))
+            fixed = torch.where(protected, known, FREE)
+        unconditional = None
+        if settings.tokens.guidance != 1:
+            without_text = replace(request, prompt="")
+            unconditional = self.prompt(without_text, references, preview_grid=settings.preview_grid)
+        prompt = self.prompt(request, references, preview_grid=settings.preview_grid)
+        return TokenRequest(prompt, stream(request.seed, "tokens"), fixed, unconditional)
+
+    def _generate_tokens(self, work: "_Work", group: Sequence[int]) -> dict[int, list[Tensor]]:
+        """The grids of each picture of a group: its tokens, and before them its preview where it has one."""
+        grids = {i: [tokens] for i in group if (tokens := work.requests[i].tokens) is not None}
+        asked = [i for i in group if i in work.token_requests]
+        if not asked:
+            return grids
+        counts = {i: request.prompt.new_tokens for i, request in work.token_requests.items()}
+        before, total = sum(count for i, count in counts.items() if i < asked[0]), sum(counts.values())
+
+        def report(progress: TokenProgress) -> None:
+            if work.on_progress is not None:
+                work.on_progress(Progress("tokens", before + progress.done, total))
+
+        batch = [work.token_requests[i] for i in asked]
+        with self.networks.use("autoregressive") as model:
+            generated = generate_grids(model, batch, work.settings.tokens, self.vocabulary.codebook_size, report)
+        return grids | dict(zip(asked, generated))
+
+    def _show_preview_grids(self, work: "_Work", grids: dict[int, list[Tensor]]) -> None:
+        """Render preview grids in a few unguided steps."""
+        shown = {i: picture[0] for i, picture in grids.items() if len(picture) > 1}
+        if not shown or work.on_preview is None:
+            return
+        glyphs, negative = self._encode_glyphs([work.requests[i].prompt for i in shown], "")
+        with self.networks.use("transformer") as transformer:
+            decoder = DiffusionDecoder(transformer, self.config.scheduler)
+            for (i, tokens), glyph in zip(shown.items(), glyphs):
+                noise = self._noise(work.requests[i].seed, tuple(tokens.shape))
+                request = DecodeRequest(tokens, glyph, negative, (), noise)
+                latents = decoder.sample([request], DecoderSettings(steps=PREVIEW_STEPS, guidance=1.0))[0]
+                with self.networks.use("autoencoder") as autoencoder:
+                    work.on_preview(Preview(i, "grid", as_picture(autoencoder.decode(latents[None])[0])))
+
+    def _encode_glyphs(self, prompts: Sequence[str], negative: str) -> tuple[list[Tensor], Tensor]:
+        """The glyph embeddings of every prompt's quoted texts, (L, E) each, and those of the negative text."""
+        texts = [quoted_texts(prompt) for prompt in prompts] + [[negative] if negative else []]
+        with self.networks.use("glyph_encoder") as encoder, torch.no_grad():
+            rows = []
+            for text in texts:
+                embeddings, mask = encoder.encode([text])
+                rows.append(embeddings[0][mask[0]])
+        return rows[:-1], rows[-1]
+
+    def _diffuse(
+        self, work: "_Work", pictures: Sequence[int], grids: dict[int, list[Tensor]], latents: list[Tensor]
+    ) -> None:
+        """Append the latents of each picture."""
+        settings = work.settings
+        with self.networks.use("transformer") as transformer:
+            decoder = DiffusionDecoder(transformer, self.config.scheduler)
+            for i in pictures:
+                request = work.requests[i]
+
+                def on_step(state: StepState, picture: int = i) -> None:
+                    if work.on_progress is not None:
+                        total = state.steps * len(work.requests)
+                        work.on_progress(Progress("diffusion", picture * state.steps + state.step + 1, total))
+                    if work.on_preview is not None and (state.step + 1) % self.preview_every == 0:
+                        work.on_preview(Preview(picture, "estimate", self._cheap_look(state.clean)))
+
+                canvas = None if request.canvas is None else work.sources[id(request.canvas), request.size]
+                known = None
+                if request.mask is not None and canvas is not None:
+                    keep = request.mask.protected_cells(*canvas.latents.shape[-2:])
+                    known = KnownRegion(canvas.latents, keep.to(canvas.latents))
+                decode = DecodeRequest(
+                    tokens=grids[i][-1],
+                    glyphs=work.glyphs[0][i],
+                    negative_glyphs=work.glyphs[1],
+                    references=tuple(work.sources[self._source_key(picture)] for picture in request.references),
+                    noise=self._noise(request.seed, tuple(grids[i][-1].shape)),
+                    known=known,
+                    start_latents=canvas.latents if canvas is not None and settings.strength < 1 else None,
+                )
+                latents += decoder.sample([decode], settings.decoder(), on_step)
+
+    def _noise(self, seed: int, grid: tuple[int, ...]) -> Tensor:
+        """Unit noise for a grid's latents, (C, 4h, 4w), the same on every device."""
+        shape = (self.config.transformer.in_channels, 4 * grid[0], 4 * grid[1])
+        generator = torch.Generator().manual_seed(stream(seed, "noise"))
+        return torch.randn(shape, generator=generator).to(self.networks.device)
+
+    def _cheap_look(self, clean: Tensor) -> Image.Image:
+        """A clean estimate at half its size: a quarter of the autoencoder's work."""
+        half = torch.nn.functional.avg_pool2d(clean[-1:].float(), 2)
+        with self.networks.use("autoencoder") as autoencoder, torch.no_grad():
+            return as_picture(autoencoder.decode(half)[0])
+
+    def _render(
+        self,
+        work: "_Work",
+        pictures: Sequence[int],
+        grids: dict[int, list[Tensor]],
+        latents: Sequence[Tensor],
+        finish: ImageCallback,
+    ) -> None:
+        """Latents to pictures, each handed over when it is finished."""
+        if not pictures:
+            return
+        with self.networks.use("autoencoder") as autoencoder:
+            for i, latent in zip(pictures, latents):
+                request = work.requests[i]
+                with torch.no_grad():
+                    image = as_picture(autoencoder.decode(latent[None])[0])
+                if request.mask is not None and request.canvas is not None:
+                    canvas = request.canvas.convert("RGB")
+                    image = request.mask.composite(canvas, _resize(image, canvas.size[::-1]))
+                if request.output_size is not None:
+                    image = _resize(image, request.output_size)
+                finish(EngineImage(image, grids[i][-1], grids[i][0] if len(grids[i]) > 1 else None))
+
+
+def stream(seed: int, purpose: str) -> int:
+    """The seed of one of a picture's independent random streams."""
+    return int.from_bytes(hashlib.blake2b(f"{purpose}:{seed}".encode(), digest_size=4).digest(), "big")
+
+
+def _batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]
+
+
+def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """RGB at (height, width)."""
+    picture = picture.convert("RGB")
+    if picture.size == size[::-1]:
+        return picture
+    return picture.resize(size[::-1], Image.Resampling.LANCZOS)

@@ -1,0 +1,278 @@
+"""A loaded model that makes and edits pictures: arguments to requests, and what the engine made to results."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Unpack, cast
+
+import torch
+from PIL import Image
+
+import arimage
+from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.checkpoints.lora import LoraInput, lora_inputs, read_adapters
+from arimage.checkpoints.quantization import WeightKind
+from arimage.errors import UsageError
+from arimage.images.canvas import Canvas, Margins, make_canvas
+from arimage.images.inputs import several
+from arimage.images.opening import Picture
+from arimage.images.recipe import AdapterSource, Recipe, Source
+from arimage.images.sizes import Size, parse_size
+from arimage.inference.arguments import (
+    MAX_PROMPT_TOKENS,
+    Input,
+    checked_prompts,
+    numbered,
+    open_all,
+    refuse_broken,
+    refuse_preview,
+    source_of,
+    watching,
+)
+from arimage.inference.engine import Engine
+from arimage.inference.networks import Networks, Placement, choose_device, choose_dtype
+from arimage.inference.requests import EngineImage, ImageRequest
+from arimage.inference.results import GeneratedImage
+from arimage.inference.settings import Options, Settings, Tier, option_values, settings_from
+from tokenizer.image_size import reference_size
+
+
+class ImagePipeline:
+    """A loaded model. Networks are read when they are first needed.
+
+    Args:
+        checkpoint: an opened folder.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``; None takes a GPU when there is one.
+        dtype: None is fp32 on a CPU and bf16 on a GPU.
+        placement: ``resident`` keeps networks, ``sequential`` holds one at a time.
+        lora: adapters that are merged into the weights: folders or files of peft or diffusers, each a path, a
+            (path, strength) or ``"path:strength"``; see :func:`arimage.checkpoints.lora.read_adapters`.
+        weights: ``int8``, ``fp8`` or (on a GPU) ``int4`` quantises the two large networks, see
+            :mod:`arimage.checkpoints.quantization`.
+        compile: on a GPU, compile the decoder's blocks and the token step (``torch.compile``), which is then recorded
+            as a CUDA graph; the first picture of a size takes longer.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        placement: Placement = "resident",
+        lora: LoraInput | Sequence[LoraInput] = (),
+        weights: WeightKind | None = None,
+        compile: bool = False,
+    ) -> None:
+        chosen = choose_device(device)
+        self.checkpoint = checkpoint
+        adapters = [read_adapters(one, checkpoint.config) for one in lora_inputs(lora)]
+        precision = choose_dtype(dtype, chosen)
+        self.networks = Networks(checkpoint, chosen, precision, placement, adapters, weights, compile)
+        self.engine = Engine(self.networks)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        size: Size = None,
+        images_per_prompt: int = 1,
+        seed: int | None = None,
+        references: Input | Sequence[Input] | None = (),
+        **options: Unpack[Options],
+    ) -> list[GeneratedImage]:
+        """Make pictures from text, and from references that the text speaks of.
+
+        Args:
+            prompt: one or several; what stands in quotes is written into the picture.
+            size: a side for a square, (width, height), ``"640x480"``, or an aspect such as ``"landscape"``; sides
+                are multiples of 32. None is the model's usual square.
+            images_per_prompt: at least 1.
+            seed: of the first picture; the i-th uses ``seed + i``. None draws one, which the recipe records.
+            references: pictures of any size for every prompt (style, identity, objects to combine): paths, bytes, open
+                files, data URLs, Pillow pictures, NumPy arrays or results of earlier calls.
+            **options: see :class:`Options`.
+
+        Returns:
+            ``images_per_prompt`` pictures for each prompt, in order.
+
+        Raises:
+            UsageError: an argument is wrong.
+            InputImageError: a reference cannot be used.
+            Cancelled: ``cancel`` was set.
+        """
+        prompts = checked_prompts(prompt)
+        opened = open_all([] if references is None else several(references), "reference")
+        working = parse_size(size, self.engine.limits)
+        shared = tuple(picture.flattened() for picture in opened)
+        if shared:
+            refuse_preview(options)
+        requests = [
+            ImageRequest(text, working, number, references=shared)
+            for text, number in numbered(prompts, images_per_prompt, seed)
+        ]
+        return self._run("generate", requests, opened, options)
+
+    def edit(
+        self,
+        image: Input | Sequence[Input],
+        prompt: str = "",
+        *,
+        mask: Input | None = None,
+        mask_polarity: Literal["white", "black"] = "white",
+        outpaint: Margins | None = None,
+        strength: float = 1.0,
+        size: Size = None,
+        images_per_prompt: int = 1,
+        seed: int | None = None,
+        **options: Unpack[Options],
+    ) -> list[GeneratedImage]:
+        """Edit a picture by an instruction; without one, make a variation of it.
+
+        Args:
+            image: the picture to edit, or several: the first is edited, the others are references. What stands for a
+                picture is said at :meth:`generate`.
+            prompt: the instruction.
+            mask: where the picture may change; everything else stays bit for bit.
+            mask_polarity: which colour of the mask may change.
+            outpaint: pixels to add at the left, top, right and bottom.
+            strength: in (0, 1]; below 1 the new picture starts from the old one.
+            size: of the result, as in :meth:`generate`; by default the picture's own.
+            images_per_prompt, seed, **options: as in :meth:`generate`.
+
+        Raises:
+            UsageError: an argument is wrong, or two do not go together.
+            InputImageError: a picture or the mask cannot be used.
+            Cancelled: ``cancel`` was set.
+        """
+        refuse_preview(options)
+        if not isinstance(prompt, str):
+            raise UsageError(f"edit takes one instruction, a string; got {type(prompt).__name__}")
+        sources = several(image)
+        if not sources:
+            raise UsageError("edit needs at least one picture")
+        protecting = mask is not None or outpaint is not None
+        opened = open_all(sources, "picture", deep=protecting)
+        covering = None if mask is None else open_all([mask], "mask", deep=True)[0]
+        canvas = make_canvas(opened[0], covering, mask_polarity, outpaint)
+        if mask is None and mask_polarity != "white":
+            raise UsageError("mask_polarity needs a mask")
+        if size is not None and canvas.mask is not None:
+            raise UsageError("size does not go with a mask or outpaint: what is protected keeps its own size")
+        if size is None:
+            working = reference_size(*canvas.size, self.engine.limits)
+            output = canvas.size
+        else:
+            working = output = parse_size(size, self.engine.limits)
+        shared = tuple(picture.flattened() for picture in opened)
+        needs_canvas = canvas.mask is not None or strength < 1
+        requests = [
+            ImageRequest(
+                text,
+                working,
+                number,
+                references=shared,
+                canvas=canvas.networks if needs_canvas else None,
+                mask=canvas.mask,
+                output_size=output,
+            )
+            for text, number in numbered([prompt], images_per_prompt, seed)
+        ]
+        extras = {
+            "mask": None if covering is None else source_of(covering),
+            "mask_polarity": mask_polarity,
+            "outpaint": outpaint,
+        }
+        return self._run("edit", requests, opened, options, canvas, strength, extras)
+
+    def make(self, requests: Sequence[ImageRequest], **options: Unpack[Options]) -> list[EngineImage]:
+        """Run any mixture of requests in one call, without recipes; for programs that make many pictures.
+
+        Args:
+            requests: what to make, see :class:`arimage.inference.requests.ImageRequest`.
+            **options: see :class:`Options`; ``on_image`` is given :class:`arimage.inference.requests.EngineImage`.
+
+        Raises:
+            UsageError: an option is wrong.
+            Cancelled: ``cancel`` was set.
+        """
+        _, settings = settings_from(options, 1.0, self.checkpoint.sampling)
+        self._check(requests, settings)
+        on_image = cast("Callable[[EngineImage], None] | None", options.get("on_image"))
+        return self.engine.run(requests, settings, watching(options), options.get("on_preview"), on_image)
+
+    def _run(
+        self,
+        task: Literal["generate", "edit"],
+        requests: Sequence[ImageRequest],
+        opened: Sequence[Picture],
+        options: Options,
+        canvas: Canvas | None = None,
+        strength: float = 1.0,
+        extras: dict[str, Any] | None = None,
+    ) -> list[GeneratedImage]:
+        tier, settings = settings_from(options, strength, self.checkpoint.sampling)
+        self._check(requests, settings)
+        on_image = options.get("on_image")
+        notices = tuple(notice for picture in opened for notice in picture.notices)
+        notices += () if canvas is None else canvas.notices
+        sources = tuple(source_of(picture) for picture in opened)
+        profile = opened[0].icc_profile if task == "edit" else None
+        finished: list[GeneratedImage] = []
+
+        def finish(made: EngineImage) -> None:
+            image = made.image if canvas is None else canvas.finish(made.image)
+            deep = None if canvas is None else canvas.finish_deep(image)
+            recipe = self._recipe(task, requests[len(finished)], settings, tier, sources, image, extras or {})
+            finished.append(GeneratedImage(image, recipe, made.tokens, made.preview_tokens, profile, notices, deep))
+            if on_image is not None:
+                on_image(finished[-1])
+
+        on_preview = options.get("on_preview")
+        each = None if on_image is None else finish
+        made = self.engine.run(requests, settings, watching(options), on_preview, each)
+        for image in made[len(finished) :]:
+            finish(image)
+        return finished
+
+    def _check(self, requests: Sequence[ImageRequest], settings: Settings) -> None:
+        """What depends on the model: steps and the length of prompts. Texts must be such as a recipe can hold."""
+        most = self.engine.config.scheduler.num_train_timesteps
+        if settings.steps > most:
+            raise UsageError(f"steps must lie in 1..{most}, got {settings.steps}")
+        refuse_broken("negative_text", settings.negative_text)
+        for prompt in {request.prompt for request in requests}:
+            refuse_broken("the prompt", prompt)
+            tokens = len(self.engine.vocabulary.encode(prompt))
+            if tokens > MAX_PROMPT_TOKENS:
+                raise UsageError(f"the prompt has {tokens} tokens, at most {MAX_PROMPT_TOKENS} are read: shorten it")
+
+    def _recipe(
+        self,
+        task: Literal["generate", "edit"],
+        request: ImageRequest,
+        settings: Settings,
+        tier: Tier,
+        sources: tuple[Source, ...],
+        image: Image.Image,
+        extras: dict[str, Any],
+    ) -> Recipe:
+        return Recipe(
+            arimage=arimage.__version__,
+            model=self.checkpoint.name,
+            weights_sha256=self.networks.weights_hash(),
+            random_weights=self.checkpoint.is_random,
+            lora=tuple(
+                AdapterSource(path=str(one.path.resolve()), sha256=one.sha256, strength=one.strength)
+                for one in self.networks.adapters
+            ),
+            task=task,
+            prompt=request.prompt,
+            seed=request.seed,
+            size=request.size[::-1],
+            output_size=image.size,
+            settings=option_values(settings),
+            references=sources,
+            tier=tier,
+            device=str(self.networks.device),
+            dtype=self.networks.precision,
+            torch=torch.__version__,
+            **extras,
+        )

@@ -1,0 +1,71 @@
+"""Finished pictures, with everything that a file of them holds."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from arimage.images.provenance import EDITED, GENERATED
+from arimage.images.recipe import Recipe
+from arimage.images.writing import encode_picture, format_named, save_picture
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A picture and how it was made.
+
+    Attributes:
+        image: RGB, or RGBA where an edited picture keeps its transparency.
+        recipe: everything needed to make it again; it is written into the file.
+        tokens: (h, w) visual tokens.
+        preview_tokens: the preview grid, None for edits.
+        icc_profile: of the edited picture, kept.
+        notices: what should be known about the inputs.
+        deep: the picture in 16 bits a channel, (H, W, 3 or 4) uint16, where a mask protects some; PNGs hold them.
+    """
+
+    image: Image.Image
+    recipe: Recipe
+    tokens: Tensor
+    preview_tokens: Tensor | None = None
+    icc_profile: bytes | None = field(default=None, repr=False)
+    notices: tuple[str, ...] = ()
+    deep: np.ndarray | None = field(default=None, repr=False)
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return self.to_bytes()
+
+    def to_bytes(self, format: str = "png", *, recipe: bool = True, ai_mark: bool = True) -> bytes:
+        """The contents of the file that :meth:`save` would write, recipe and mark included.
+
+        Args:
+            format: ``png``, ``jpeg`` or ``webp``.
+
+        Raises:
+            UsageError: the format is another one.
+            ArimageError: the format cannot hold the picture.
+        """
+        return encode_picture(self.image, format_named(format), **self._file(recipe, ai_mark))
+
+    def save(self, path: str | os.PathLike[str], *, recipe: bool = True, ai_mark: bool = True) -> Path:
+        """Write it as PNG, JPEG or WebP, whole or not at all; see :func:`arimage.images.writing.save_picture`.
+
+        What was protected by a mask or by outpainting is kept bit for bit by PNG and WebP, not by JPEG.
+        """
+        return save_picture(self.image, path, **self._file(recipe, ai_mark))
+
+    def _file(self, recipe: bool, ai_mark: bool) -> dict[str, Any]:
+        """What a file holds besides the picture itself."""
+        kind = GENERATED if self.recipe.task == "generate" else EDITED
+        return {
+            "recipe": self.recipe if recipe else None,
+            "ai_mark": kind if ai_mark else None,
+            "icc_profile": self.icc_profile,
+            "lossless": self.recipe.protects,
+            "deep": self.deep,
+        }

@@ -1,0 +1,102 @@
+"""Caches of encoded samples, written shard by shard and read as a source of batches."""
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from arimage.data.buckets import BucketBatches
+from arimage.data.records import EncodedRecord, SampleError, reason
+from arimage.errors import DataError
+from arimage.files import write_whole
+from arimage.training.bad_samples import BadSample
+
+INDEX = "index.json"
+
+
+def write_shard(folder: Path, name: str, tensors: dict[str, Tensor], rows: list[dict[str, Any]]) -> None:
+    from safetensors.torch import save
+
+    write_whole(folder / f"{name}.safetensors", save({key: value.contiguous() for key, value in tensors.items()}))
+    write_whole(folder / f"{name}.json", json.dumps(rows).encode())
+
+
+class CacheSource:
+    """A cache as a source of batches: samples of one size and one number of references go together.
+
+    Args:
+        encoders: the hash of the encoders that it must have been made with.
+
+    Raises:
+        DataError: it is missing, damaged or made with other encoders.
+    """
+
+    def __init__(self, folder: Path, seed: int, batch: int, encoders: str | None) -> None:
+        self.folder = folder
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            self.rows = [
+                (entry["name"], number, row)
+                for entry in index["shards"]
+                for number, row in enumerate(json.loads((folder / f"{entry['name']}.json").read_text(encoding="utf-8")))
+            ]
+        except FileNotFoundError:
+            raise DataError(f"{folder} is no prepared cache; make it with: arimage prepare STAGE -o {folder}") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder} is damaged: {error}") from None
+        if encoders is not None and index["about"]["encoders"] != encoders:
+            raise DataError(
+                f"{folder} was prepared with another tokenizer or autoencoder than the stage starts from; "
+                "prepare it again from this checkpoint"
+            )
+        apart = any(source.get("path") for source in index["about"].get("data", []))
+        if apart and "placement" not in index["about"] and any(row["references"] for _, _, row in self.rows):
+            raise DataError(f"{folder} holds edits whose sources were not cropped with their targets; prepare it again")
+        self.name, self.size = str(folder), len(self.rows)
+        self.unreadable: list[BadSample] = []
+        kinds = [(*row["size"], row["references"]) for _, _, row in self.rows]
+        self.batches = BucketBatches(kinds, batch, seed)
+        self._open = lru_cache(maxsize=4)(self._opened)
+
+    def records(self, draw: int, count: int) -> list[Callable[[int], EncodedRecord]]:
+        """Readers of the ``draw``-th batch."""
+        per_epoch = len(self._order(0))
+        batch = self._order(draw // per_epoch)[draw % per_epoch]
+        return [lambda attempt, index=index: self._read(index) for index in batch[:count]]  # type: ignore[misc]
+
+    def _order(self, epoch: int) -> list[list[int]]:
+        if getattr(self, "_epoch", (-1, []))[0] != epoch:
+            self._epoch = (epoch, self.batches.epoch_batches(epoch))
+        return self._epoch[1]
+
+    def _opened(self, name: str) -> Any:
+        from safetensors import safe_open
+
+        return safe_open(self.folder / f"{name}.safetensors", framework="pt")
+
+    def _read(self, index: int) -> EncodedRecord:
+        shard, number, row = self.rows[index]
+        try:
+            return self._record(shard, number, row)
+        except Exception as error:  # a damaged file may raise anything
+            raise SampleError(f"{self.folder / shard}.safetensors:{number}", reason(error)) from None
+
+    def _record(self, shard: str, number: int, row: dict[str, Any]) -> EncodedRecord:
+        file = self._open(shard)
+
+        def tensor(name: str) -> Tensor:
+            value = file.get_tensor(f"{number}/{name}")
+            return value.float() if value.is_floating_point() else value.long()
+
+        references = tuple(
+            (tensor(f"reference-{place}/codes"), tensor(f"reference-{place}/latents"))
+            for place in range(row["references"])
+        )
+        preview = None if row["references"] else tensor("preview")
+        return EncodedRecord(
+            tuple(row["size"]), tensor("codes"), preview, tensor("latents"), references, row["captions"],
+            row["task"], row["rating"], row["name"],
+        )  # fmt: skip

@@ -1,0 +1,108 @@
+"""Where the samples of a stage come from: drawn scenes, people's own data, prepared caches."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from arimage.data.assets import Assets
+from arimage.data.buckets import BucketBatches, bucket_sizes, in_bucket, place
+from arimage.data.folders import OwnData
+from arimage.data.records import Record, SampleError
+from arimage.data.scenes import Scenes
+from arimage.errors import DataError
+from arimage.training.bad_samples import BadSample
+from arimage.training.config import SourceConfig
+
+
+class Source(Protocol):
+    """A data set: its name, how many samples it has (None: endless), and those that were bad from the start."""
+
+    name: str
+    unreadable: list[BadSample]
+
+    @property
+    def size(self) -> int | None: ...
+
+    def records(self, draw: int, count: int) -> Sequence[Callable[[int], Any]]:
+        """Readers of the ``draw``-th batch of ``count`` samples; a reader takes the number of the attempt."""
+
+
+class _SceneSource:
+    def __init__(self, config: SourceConfig, seed: int, batch: int) -> None:
+        assert config.scenes is not None
+        assert config.assets is not None
+        self.name, self.size = f"the scenes of {config.assets}", None
+        self.unreadable: list[BadSample] = []
+        settings = config.scenes.model_copy(update={"seed": config.scenes.seed + seed})
+        self.scenes = Scenes(Assets.open(config.assets), settings, run=batch)
+
+    def records(self, draw: int, count: int) -> list[Callable[[int], Record]]:
+        def reader(index: int) -> Callable[[int], Record]:
+            return lambda attempt: self.scenes[index]
+
+        return [reader(draw * count + i) for i in range(count)]
+
+
+class _OwnSource:
+    """People's data in buckets. Sizes are read once, at the start; what cannot be read is set aside and named."""
+
+    def __init__(self, config: SourceConfig, seed: int, batch: int) -> None:
+        assert config.path is not None
+        self.data, self.name = OwnData(config.path), config.path
+        self.size = len(self.data)
+        self.buckets = tuple(size for side in config.sides for size in bucket_sizes(side))
+        self.places: list[tuple[int, int]] = []
+        self.usable: list[int] = []
+        self.unreadable: list[BadSample] = []
+        for index, sample in enumerate(self.data):
+            try:
+                record = sample.read()
+            except SampleError as error:
+                self.unreadable.append(BadSample(self.name, sample.name, str(error)))
+                continue
+            if record.rating >= config.minimum_rating:
+                self.usable.append(index)
+                self.places.append(place(*record.image.size, self.buckets).size)
+        if not self.usable:
+            first = f"; the first that cannot be read: {self.unreadable[0].reason}" if self.unreadable else ""
+            raise DataError(
+                f"{config.path} holds no sample that can be used (rating >= {config.minimum_rating}){first}"
+            )
+        self.batches = BucketBatches(self.places, batch, seed)
+        self._epochs: dict[int, list[list[int]]] = {}
+
+    def records(self, draw: int, count: int) -> list[Callable[[int], Record]]:
+        per_epoch = len(self._epoch(0))
+        batch = self._epoch(draw // per_epoch)[draw % per_epoch]
+
+        def reader(index: int) -> Callable[[int], Record]:
+            return lambda attempt: self._read(self._neighbour(index, attempt))
+
+        return [reader(index) for index in batch[:count]]
+
+    def _neighbour(self, index: int, steps: int) -> int:
+        """A sample, or another one of its bucket in its place."""
+        if not steps:
+            return index
+        members = self.batches.members[self.places[index]]
+        return members[(members.index(index) + steps) % len(members)]
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        if epoch not in self._epochs:
+            self._epochs = {key: value for key, value in self._epochs.items() if key == 0}
+            self._epochs[epoch] = self.batches.epoch_batches(epoch)
+        return self._epochs[epoch]
+
+    def _read(self, index: int) -> Record:
+        return in_bucket(self.data[self.usable[index]].read(), self.buckets)
+
+
+def open_source(config: SourceConfig, seed: int, batch: int, encoders: Callable[[], str] | None) -> Source:
+    if config.scenes is not None:
+        return _SceneSource(config, seed, batch)
+    if config.path is not None:
+        return _OwnSource(config, seed, batch)
+    from arimage.training.cache import CacheSource
+
+    assert config.cache is not None
+    return CacheSource(Path(config.cache), seed, batch, None if encoders is None else encoders())
