@@ -51,22 +51,10 @@ class TokenRequest:
 
 @dataclass(frozen=True)
 class TokenProgress:
-    """Where a batch stands: tokens generated and wanted, over all its pictures, and the codes so far."""
+    """Where a batch stands: tokens generated and wanted, over all its pictures."""
 
     done: int
     total: int
-    _codes: Tensor
-    _requests: Sequence[TokenRequest]
-    _known: Tensor
-
-    def finished_grids(self, picture: int) -> list[Tensor]:
-        """The whole grids that picture ``picture`` has by now (the preview comes first)."""
-        grids, start = [], 0
-        for grid in self._requests[picture].prompt.grids:
-            if start + grid.cells <= self._known[picture]:
-                grids.append(self._codes[picture, start : start + grid.cells].cpu().view(tuple(grid)))
-            start += grid.cells
-        return grids
 
 
 def generate_grids(
@@ -219,7 +207,7 @@ class _Batch:
     def _report(self, known: Tensor, on_progress: Callable[[TokenProgress], None] | None) -> None:
         if on_progress is not None:
             known = torch.minimum(known, self.counts)
-            on_progress(TokenProgress(int(known.sum()), self.total, self.codes, self.requests, known))
+            on_progress(TokenProgress(int(known.sum()), self.total))
 
     def _prefill(self) -> tuple[KeyValueCache, Tensor]:
         """A cache that holds the prompts and has room for what follows, and the hidden state of their last tokens."""

@@ -1,17 +1,15 @@
 """Aspect-ratio buckets: every picture in the one nearest to its shape, every batch from one bucket.
 
-Sides are multiples of 32. The order of batches is a pure function of the seed and the epoch, so that training goes
-on exactly where it stopped, with any number of processes and workers.
+Sides are multiples of 32. The order of batches is a pure function of the seed and the epoch.
 
 A pair has one placement: sources of the target's shape, and the mask, are scaled and cropped as the target is.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any
 
 from PIL import Image
 
@@ -19,7 +17,6 @@ from arimage.data.records import Record
 
 Size = tuple[int, int]
 STEP = 32
-MAX_ASPECT = 3.0
 MOSTLY_CUT = 0.25
 SAME_SHAPE = 0.02
 ASPECTS = (1 / 3, 9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 3.0)
@@ -119,32 +116,26 @@ def in_bucket(record: Record, buckets: Sequence[Size]) -> Record:
 class BucketBatches:
     """Batches of indices, each from one bucket, in an order that depends on the seed alone.
 
-    Iterating gives this process's share of an endless sequence of epochs. What is left of a bucket at the end of an
-    epoch and fills no batch is filled up from the same bucket's beginning, so nothing is dropped.
+    What is left of a bucket at the end of an epoch and fills no batch is filled up from the same bucket's beginning, so
+    nothing is dropped.
 
     Args:
         buckets: the bucket of every sample.
-        batch_size: samples of a batch of one process.
-        process, processes: which share this is. All processes together see every batch once.
+        batch_size: samples of a batch.
     """
 
-    def __init__(
-        self, buckets: Sequence[Size], batch_size: int, seed: int = 0, process: int = 0, processes: int = 1
-    ) -> None:
+    def __init__(self, buckets: Sequence[Size], batch_size: int, seed: int = 0) -> None:
         if not buckets:
             raise ValueError("there are no samples to make batches of")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        if not 0 <= process < processes:
-            raise ValueError(f"process must lie in 0..{processes - 1}, not {process}")
-        self.batch_size, self.seed, self.process, self.processes = batch_size, seed, process, processes
+        self.batch_size, self.seed = batch_size, seed
         self.members: dict[Size, list[int]] = defaultdict(list)
         for index, bucket in enumerate(buckets):
             self.members[bucket].append(index)
-        self.epoch, self.position = 0, 0
 
     def epoch_batches(self, epoch: int) -> list[list[int]]:
-        """All batches of an epoch over all processes, in order."""
+        """All batches of an epoch, in order."""
         random = Random(f"buckets/{self.seed}/{epoch}")
         batches = []
         for bucket in sorted(self.members):
@@ -154,27 +145,4 @@ class BucketBatches:
             members += [members[i % len(members)] for i in range(short)]
             batches += [members[i : i + self.batch_size] for i in range(0, len(members), self.batch_size)]
         random.shuffle(batches)
-        short = -len(batches) % self.processes
-        return batches + [batches[i % len(batches)] for i in range(short)]
-
-    def __iter__(self) -> Iterator[list[int]]:
-        while True:
-            batches = self.epoch_batches(self.epoch)[self.process :: self.processes]
-            while self.position < len(batches):
-                self.position += 1
-                yield batches[self.position - 1]
-            self.epoch, self.position = self.epoch + 1, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the sequence stands."""
-        return {"epoch": self.epoch, "position": self.position, "seed": self.seed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there.
-
-        Raises:
-            ValueError: it belongs to another order.
-        """
-        if state["seed"] != self.seed:
-            raise ValueError(f"the saved order has seed {state['seed']}, this one {self.seed}")
-        self.epoch, self.position = state["epoch"], state["position"]
+        return batches

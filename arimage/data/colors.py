@@ -68,13 +68,6 @@ def contrast(first: RGB, second: RGB) -> float:
 
 
 @cache
-def readable_on(background: str, minimum: float = 3.0) -> tuple[str, ...]:
-    """Names of colours in which text can be read on a named one."""
-    base = BY_NAME[background].rgb
-    return tuple(color.name for color in COLORS if contrast(color.rgb, base) >= minimum)
-
-
-@cache
 def distinct_from(name: str, minimum: float = 28.0) -> tuple[str, ...]:
     """Names of colours that nobody mistakes for a named one."""
     base = BY_NAME[name].rgb

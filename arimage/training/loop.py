@@ -1,7 +1,7 @@
 """The training loop: every network at every stage goes through :func:`train`.
 
     arimage train configs/nano/decoder-256.yaml
-    accelerate launch --config_file configs/fsdp2.yaml -m arimage train configs/glm-image-9b/decoder-1024.yaml
+    accelerate launch --config_file configs/accelerate/fsdp2.yaml -m arimage train configs/glm-image-9b/decoder-1024.yaml
 
 A step is a pure function of the weights and its number: batches, captions, noise and dropouts follow from the seed
 and the step (:mod:`arimage.training.batches`), so a run that is killed and started again gives the losses and weights

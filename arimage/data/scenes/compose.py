@@ -75,11 +75,6 @@ class Composer:
         """Concepts that training may see."""
         return tuple(code for code in self.concepts if not concept_held_out(code))
 
-    @cached_property
-    def held_concepts(self) -> tuple[str, ...]:
-        """Concepts that appear only as references of evaluation."""
-        return tuple(code for code in self.concepts if concept_held_out(code))
-
     def allowed(self, spec: SceneSpec) -> bool:
         """Whether a scene may be shown under the split, and has what ``held`` asks for."""
         combinations = [

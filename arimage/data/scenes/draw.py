@@ -14,7 +14,6 @@ from arimage.data.assets import Assets
 from arimage.data.scenes.spec import Background, Box, Lettering, SceneSpec, Shade, Subject
 
 PADDING = 0.45
-SUPERSAMPLE = 2
 FONT_SIZES = 4
 
 
@@ -188,10 +187,3 @@ def _darker(shade: Shade) -> tuple[int, int, int]:
 def _clipped(box: Box, spec: SceneSpec) -> Box:
     left, top, right, bottom = box
     return max(0, left), max(0, top), min(spec.width, right), min(spec.height, bottom)
-
-
-def changed_region(first: Image.Image, second: Image.Image) -> Box | None:
-    """The smallest box that holds every differing pixel, or None."""
-    from PIL import ImageChops
-
-    return ImageChops.difference(first, second).getbbox()
