@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PIXELS_PER_LATENT = 8
+from decoder.config import PIXELS_PER_LATENT
+
 TILED_ABOVE_PIXELS = 1536 * 1536
 TILE_PIXELS = 768
 

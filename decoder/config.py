@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+PIXELS_PER_LATENT = 8
+
 
 class TransformerConfig(BaseModel):
     """Defaults are those of the released 7B decoder (hidden size = heads × head dim = 4096)."""

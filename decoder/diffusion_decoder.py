@@ -8,10 +8,10 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from decoder.config import PIXELS_PER_LATENT
 from decoder.sampler import KnownRegion, Schedule, ScheduleConfig, Solver, StepState, flow_schedule, sample_flow
 from decoder.transformer import (
     DIT_TOKENS_PER_SIDE,
-    PIXELS_PER_LATENT,
     Conditioning,
     DiffusionTransformer,
     Modulation,

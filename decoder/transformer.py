@@ -21,12 +21,11 @@ from torch.utils.checkpoint import checkpoint
 
 from backends.linear import Linear, Projections, linear_gelu_tanh
 from decoder.attention import joint_attention
-from decoder.config import TransformerConfig
+from decoder.config import PIXELS_PER_LATENT, TransformerConfig
 
 ROPE_THETA = 10000.0
 NORM_EPS = 1e-5
 DIT_TOKENS_PER_SIDE = 2
-PIXELS_PER_LATENT = 8
 
 Rotation = tuple[Tensor, Tensor]
 KeyValue = tuple[Tensor, Tensor]
@@ -316,6 +315,11 @@ class DiffusionTransformer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.proj_out.weight.dtype
+
+    def compile_steps(self) -> None:
+        """Have the blocks compiled (``torch.compile``) when they are first run."""
+        for block in self.transformer_blocks:
+            block.compile()
 
     def forward(
         self,

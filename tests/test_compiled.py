@@ -9,10 +9,10 @@ import torch
 from arimage.errors import UsageError
 from arimage.inference.api import load
 from arimage.inference.engine import Engine
-from arimage.inference.networks import compile_network
 from arimage.inference.requests import ImageRequest
 from arimage.inference.settings import Settings
 from backends import recorded
+from backends.compiled import compile_network
 from backends.recorded import Recorded
 
 

@@ -20,12 +20,12 @@ from arimage.evaluation.measures import border_color, foreground, named_color_fo
 from arimage.evaluation.reading import characters_found, edit_distance, word_similarity, words_found
 from arimage.evaluation.report import markdown, write_report
 from arimage.evaluation.run import Outcome, cases, pictures, rows
-from arimage.images.pixels import pixels
 from arimage.inference.api import load
 from arimage.inference.requests import ImageRequest
 from arimage.yaml_files import load_yaml
 from tests.tiny_assets import tiny_assets
 from tests.tiny_checkpoint import tiny_folder
+from tokenizer.pixels import pixels
 
 ROOT = Path(__file__).parent.parent
 

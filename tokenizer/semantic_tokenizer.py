@@ -7,13 +7,13 @@ The state dict is the tokenizer's part of the checkpoint folder ``vision_languag
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from tokenizer.config import QuantizerConfig, VisionEncoderConfig
 from tokenizer.image_size import PIXELS_PER_TOKEN
+from tokenizer.pixels import pixels
 from tokenizer.quantizer import VectorQuantizer
 from tokenizer.vision_encoder import VisionEncoder
 
@@ -27,8 +27,7 @@ def half_size_pixels(picture: Image.Image) -> Tensor:
     width, height = picture.size
     if height % PIXELS_PER_TOKEN or width % PIXELS_PER_TOKEN:
         raise ValueError(f"a picture's sides must be multiples of {PIXELS_PER_TOKEN}, not {height}x{width}")
-    half = picture.convert("RGB").resize((width // 2, height // 2), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(half)).permute(2, 0, 1).float() / 127.5 - 1
+    return pixels(picture.convert("RGB").resize((width // 2, height // 2), Image.Resampling.BICUBIC))
 
 
 class EncoderAndQuantizer(nn.Module):

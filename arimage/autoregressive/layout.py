@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from arimage.autoregressive.vocabulary import Vocabulary
+from tokenizer.image_size import PIXELS_PER_TOKEN
 
-PIXELS_PER_TOKEN = 32
 PREVIEW_SIDE = 16
 IGNORED_LABEL = -100
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from arimage.autoregressive.model import AutoregressiveModel
 from arimage.autoregressive.sampling import TokenSampling
+from arimage.autoregressive.vocabulary import Vocabulary
 from arimage.checkpoints.components import (
     COMPONENTS,
     MODEL_INDEX,
@@ -117,6 +118,20 @@ class Checkpoint:
     def text_tokenizer(self) -> TextTokenizer:
         """The tokenizer of prompts."""
         return read_text_tokenizer(self.path / "processor", self.config)
+
+    def vocabulary(self) -> Vocabulary:
+        """Which token ids mean what, with the encoding of prompts."""
+        text = self.text_tokenizer()
+        return Vocabulary(
+            codebook_size=self.config.quantizer.num_embeddings,
+            image_start=text.image_start,
+            image_end=text.image_end,
+            grid_start=text.sop,
+            grid_end=text.eop,
+            pad=text.pad,
+            encode=text.encode,
+            prefix=text.prefix_ids,
+        )
 
     def semantic_tokenizer(self, device: torch.device, dtype: torch.dtype) -> SemanticTokenizer:
         """Vision encoder and quantiser."""

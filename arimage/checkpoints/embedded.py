@@ -1,7 +1,7 @@
 """The model that ships in the package.
 
-Until trained weights are in it, a random model of the same dimensions takes its place; it is built once in the
-user's cache folder, and everything made with it says so.
+Where the package was built without its weights a random model of the same dimensions takes their place; it is made once
+in the user's cache folder, and everything made with it says so.
 """
 
 import hashlib

@@ -5,11 +5,11 @@ prompt (autoregressive model); about 32 x hidden for each token of both branches
 four maps of the second-widest level at full size, of a tile for large pictures (autoencoder).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from torch import nn
+from torch import Tensor, nn
 
 from arimage.autoregressive.generation import TOKEN_BATCH
 from arimage.autoregressive.layout import preview_grid, target_grid
@@ -118,9 +118,14 @@ def network_sizes(config: ModelConfig) -> list[NetworkSize]:
             ("autoencoder", "vae", build_autoencoder(config)),
         ]
     return [
-        NetworkSize(name, folder, sum(parameter.numel() for parameter in network.parameters()), _quantized(network))
+        NetworkSize(name, folder, parameter_count(network.parameters()), _quantized(network))
         for name, folder, network in networks
     ]
+
+
+def parameter_count(parameters: Iterable[Tensor]) -> int:
+    """How many numbers there are in some tensors."""
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def _quantized(network: nn.Module) -> int:

@@ -12,6 +12,7 @@ from arimage.autoregressive.config import TextModelConfig
 from decoder.config import TransformerConfig
 from decoder.sampler import ScheduleConfig
 from tokenizer.config import QuantizerConfig, VisionEncoderConfig
+from tokenizer.image_size import SizeLimits
 
 
 class AutoencoderConfig(BaseModel):
@@ -83,6 +84,11 @@ class ProcessorConfig(BaseModel):
 
     min_side: int = Field(512, ge=32)
     max_side: int = Field(2048, ge=32)
+
+    @property
+    def limits(self) -> SizeLimits:
+        """The same as the rule of sizes takes them."""
+        return SizeLimits(self.min_side, self.max_side)
 
 
 class ModelConfig(BaseModel):

@@ -14,9 +14,9 @@ from random import Random
 from PIL import Image
 
 from arimage.data.records import Record
+from tokenizer.image_size import PIXELS_PER_TOKEN
 
 Size = tuple[int, int]
-STEP = 32
 MOSTLY_CUT = 0.25
 SAME_SHAPE = 0.02
 ASPECTS = (1 / 3, 9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 3.0)
@@ -28,14 +28,14 @@ def bucket_sizes(side: int, aspects: Sequence[float] = ASPECTS) -> tuple[Size, .
     Raises:
         ValueError: the side is not a multiple of 32 or an aspect ratio is not positive.
     """
-    if side < STEP or side % STEP:
-        raise ValueError(f"a bucket's side must be a positive multiple of {STEP}, not {side}")
+    if side < PIXELS_PER_TOKEN or side % PIXELS_PER_TOKEN:
+        raise ValueError(f"a bucket's side must be a positive multiple of {PIXELS_PER_TOKEN}, not {side}")
     sizes: dict[Size, None] = {}
     for aspect in aspects:
         if not aspect > 0:
             raise ValueError(f"an aspect ratio must be positive, not {aspect}")
-        width = max(STEP, round(side * math.sqrt(aspect) / STEP) * STEP)
-        height = max(STEP, round(side / math.sqrt(aspect) / STEP) * STEP)
+        width = max(PIXELS_PER_TOKEN, round(side * math.sqrt(aspect) / PIXELS_PER_TOKEN) * PIXELS_PER_TOKEN)
+        height = max(PIXELS_PER_TOKEN, round(side / math.sqrt(aspect) / PIXELS_PER_TOKEN) * PIXELS_PER_TOKEN)
         sizes[width, height] = None
     return tuple(sizes)
 

@@ -6,13 +6,30 @@ from collections.abc import Sequence
 from PIL import Image
 
 
-def contact_sheet(images: Sequence[Image.Image], gap: int = 8) -> Image.Image:
-    """Pictures side by side, in rows as square as possible, on white."""
-    columns = math.ceil(math.sqrt(len(images)))
+def contact_sheet(
+    images: Sequence[Image.Image], columns: int | None = None, gap: int = 8, margin: int | None = None
+) -> Image.Image:
+    """Pictures side by side on white.
+
+    Args:
+        columns: pictures of a row; by default rows are as square as possible.
+        gap: pixels right of and below each picture.
+        margin: pixels left of the first column and above the first row; as wide as the gap by default.
+    """
+    columns = math.ceil(math.sqrt(len(images))) if columns is None else min(columns, len(images))
+    margin = gap if margin is None else margin
     rows = math.ceil(len(images) / columns)
     width, height = max(image.width for image in images), max(image.height for image in images)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
+    sheet = Image.new("RGB", (columns * (width + gap) + margin, rows * (height + gap) + margin), "white")
     for i, image in enumerate(images):
-        place = (gap + i % columns * (width + gap), gap + i // columns * (height + gap))
+        place = (margin + i % columns * (width + gap), margin + i // columns * (height + gap))
         sheet.paste(image, place, image.getchannel("A") if image.mode == "RGBA" else None)
     return sheet
+
+
+def beside(first: Image.Image, second: Image.Image) -> Image.Image:
+    """Two pictures of any sizes in one, without a gap, at their top edges."""
+    both = Image.new("RGB", (first.width + second.width, max(first.height, second.height)), "white")
+    both.paste(first, (0, 0))
+    both.paste(second, (first.width, 0))
+    return both

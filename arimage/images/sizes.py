@@ -1,11 +1,13 @@
-"""Picture sizes as people name them."""
+"""Picture sizes: as people name them, and pictures brought to them."""
 
 import math
 import re
 from collections.abc import Sequence
 
+from PIL import Image
+
 from arimage.errors import UsageError, nearest
-from tokenizer.image_size import PIXELS_PER_TOKEN, SizeLimits
+from tokenizer.image_size import MAX_ASPECT, PIXELS_PER_TOKEN, SizeLimits
 
 ASPECTS = {
     "square": (1, 1),
@@ -15,6 +17,14 @@ ASPECTS = {
     "wide": (16, 9),
 }
 Size = int | str | Sequence[int] | None
+
+
+def resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """RGB at (height, width)."""
+    picture = picture.convert("RGB")
+    if picture.size == size[::-1]:
+        return picture
+    return picture.resize(size[::-1], Image.Resampling.LANCZOS)
 
 
 def parse_size(size: Size, limits: SizeLimits) -> tuple[int, int]:
@@ -61,8 +71,8 @@ def _parse_text(size: str, side: int, limits: SizeLimits) -> tuple[int, int]:
         raise UsageError(
             f"size {size!r} is not known: use 512, 640x480, 16:9 or one of {names}{nearest(text, ASPECTS)}"
         )
-    if not wide or not high or max(wide, high) > 4 * min(wide, high):
-        raise UsageError(f"the aspect {size!r} is beyond 4:1, the most that the format allows")
+    if not wide or not high or max(wide, high) > MAX_ASPECT * min(wide, high):
+        raise UsageError(f"the aspect {size!r} is beyond {MAX_ASPECT}:1, the most that the format allows")
 
     def snapped(length: float) -> int:
         return min(max(round(length / PIXELS_PER_TOKEN), 1) * PIXELS_PER_TOKEN, limits.high)

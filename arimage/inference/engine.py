@@ -15,9 +15,7 @@ from torch import Tensor
 
 from arimage.autoregressive.generation import FREE, TOKEN_BATCH, TokenProgress, TokenRequest, generate_grids
 from arimage.autoregressive.layout import Prompt, build_prompt, target_grid
-from arimage.autoregressive.vocabulary import Vocabulary
-from arimage.images.pixels import picture as as_picture
-from arimage.images.pixels import pixels
+from arimage.images.sizes import resized
 from arimage.inference.networks import Networks
 from arimage.inference.requests import (
     EngineImage,
@@ -33,6 +31,8 @@ from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionD
 from decoder.glyph import quoted_texts
 from decoder.sampler import KnownRegion, StepState
 from tokenizer.image_size import SizeLimits, reference_size
+from tokenizer.pixels import picture as as_picture
+from tokenizer.pixels import pixels
 
 PREVIEW_STEPS = 6
 SourceKey = tuple[int, tuple[int, int]]
@@ -67,23 +67,13 @@ class Engine:
         self.networks = networks
         checkpoint = networks.checkpoint
         self.config = checkpoint.config
-        self.text_tokenizer = checkpoint.text_tokenizer()
         self.preview_every = preview_every
-        self.vocabulary = Vocabulary(
-            codebook_size=self.config.quantizer.num_embeddings,
-            image_start=self.text_tokenizer.image_start,
-            image_end=self.text_tokenizer.image_end,
-            grid_start=self.text_tokenizer.sop,
-            grid_end=self.text_tokenizer.eop,
-            pad=self.text_tokenizer.pad,
-            encode=self.text_tokenizer.encode,
-            prefix=tuple(self.text_tokenizer.prefix_ids),
-        )
+        self.vocabulary = checkpoint.vocabulary()
 
     @property
     def limits(self) -> SizeLimits:
         """Sizes at which the checkpoint's encoders see a reference."""
-        return SizeLimits(self.config.processor.min_side, self.config.processor.max_side)
+        return self.config.processor.limits
 
     def run(
         self,
@@ -141,7 +131,7 @@ class Engine:
                 pictures.setdefault((id(request.canvas), request.size), request.canvas)
         if not pictures:
             return {}
-        resized = {key: _resize(picture, key[1]) for key, picture in pictures.items()}
+        resized = {key: resized(picture, key[1]) for key, picture in pictures.items()}
         with self.networks.use("semantic_tokenizer") as semantic_tokenizer:
             codes = dict(zip(resized, semantic_tokenizer.encode(list(resized.values()))))
         with self.networks.use("autoencoder") as autoencoder, torch.no_grad():
@@ -285,9 +275,9 @@ class Engine:
                     image = as_picture(autoencoder.decode(latent[None])[0])
                 if request.mask is not None and request.canvas is not None:
                     canvas = request.canvas.convert("RGB")
-                    image = request.mask.composite(canvas, _resize(image, canvas.size[::-1]))
+                    image = request.mask.composite(canvas, resized(image, canvas.size[::-1]))
                 if request.output_size is not None:
-                    image = _resize(image, request.output_size)
+                    image = resized(image, request.output_size)
                 finish(EngineImage(image, grids[i][-1], grids[i][0] if len(grids[i]) > 1 else None))
 
 
@@ -299,11 +289,3 @@ def stream(seed: int, purpose: str) -> int:
 def _batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     for start in range(0, len(numbers), size):
         yield numbers[start : start + size]
-
-
-def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """RGB at (height, width)."""
-    picture = picture.convert("RGB")
-    if picture.size == size[::-1]:
-        return picture
-    return picture.resize(size[::-1], Image.Resampling.LANCZOS)

@@ -18,13 +18,12 @@ from typing import Any, Literal
 
 import torch
 
-from arimage.autoregressive.model import AutoregressiveModel
 from arimage.checkpoints.adapters import ADAPTED, Adapters, merge_adapters
 from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.quantization import QUANTIZED, WeightKind, check_weights, quantize
 from arimage.errors import ForkedError, UsageError
+from backends.compiled import compile_network
 from backends.linear import prepare_to_run
-from decoder.transformer import DiffusionTransformer
 
 Placement = Literal["resident", "sequential"]
 NetworkName = Literal["semantic_tokenizer", "autoregressive", "glyph_encoder", "transformer", "autoencoder"]
@@ -169,12 +168,3 @@ class Networks:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def compile_network(network: Any) -> None:
-    """Have blocks, and the step of a token, compiled (``torch.compile``) when they are first run."""
-    if isinstance(network, DiffusionTransformer):
-        for block in network.transformer_blocks:
-            block.compile()
-    elif isinstance(network, AutoregressiveModel):
-        network.compile_steps()

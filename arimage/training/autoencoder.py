@@ -20,11 +20,11 @@ from arimage.checkpoints.model_config import ModelConfig
 from arimage.data.records import Record
 from arimage.data.scenes.spec import Box
 from arimage.errors import UsageError
-from arimage.images.pixels import picture, pixels
 from arimage.training.config import AutoencoderTraining, TrainConfig
 from arimage.training.examples import Example
 from arimage.training.objective import Losses, Objective, generator, noise_of, under
 from arimage.training.principal import PATCHES, begin_with_principal_components
+from tokenizer.pixels import picture, pixels
 
 SCALES = 3
 BOX_PATCHES = 64

@@ -17,13 +17,11 @@ from torch import Tensor
 
 from arimage.autoregressive.layout import (
     IGNORED_LABEL,
-    PIXELS_PER_TOKEN,
     Region,
     build_prompt,
     target_grid,
     training_sequence,
 )
-from arimage.autoregressive.vocabulary import Vocabulary
 from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.components import Component
 from arimage.data.records import EncodedRecord
@@ -31,7 +29,7 @@ from arimage.training.config import TrainConfig
 from arimage.training.examples import Example
 from arimage.training.objective import Losses, Objective, generator
 from arimage.training.tokens import code_vectors, encode_views, preview_view, reference_view
-from tokenizer.image_size import SizeLimits
+from tokenizer.image_size import PIXELS_PER_TOKEN
 from tokenizer.semantic_tokenizer import half_size_pixels
 
 NAMES = 0
@@ -46,19 +44,8 @@ class AutoregressiveObjective(Objective):
         self.model = checkpoint.autoregressive(device=torch.device("cpu"), dtype=torch.float32)
         self.model.gradient_checkpointing = config.gradient_checkpointing
         self.helpers["tokenizer"] = checkpoint.semantic_tokenizer(device=device, dtype=torch.float32)
-        text = checkpoint.text_tokenizer()
-        self.vocabulary = Vocabulary(
-            codebook_size=checkpoint.config.quantizer.num_embeddings,
-            image_start=text.image_start,
-            image_end=text.image_end,
-            grid_start=text.sop,
-            grid_end=text.eop,
-            pad=text.pad,
-            encode=text.encode,
-            prefix=tuple(text.prefix_ids),
-        )
-        processor = checkpoint.config.processor
-        self.limits = SizeLimits(processor.min_side, processor.max_side)
+        self.vocabulary = checkpoint.vocabulary()
+        self.limits = checkpoint.config.processor.limits
         self.model.text_rows_frozen = config.vision_rows_only
         self._blanks: dict[tuple[int, int], Tensor] = {}
 

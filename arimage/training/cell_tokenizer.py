@@ -26,11 +26,11 @@ from arimage.data.records import Record
 from arimage.data.scenes.cells import cells_of, flat
 from arimage.errors import DataError
 from arimage.files import write_whole
-from arimage.images.pixels import picture
 from arimage.training.cells import Classes, different_cells, neutral_view
 from arimage.training.config import TrainConfig
 from arimage.training.examples import Example
 from arimage.training.objective import Losses, Objective, generator
+from tokenizer.pixels import picture
 from tokenizer.semantic_tokenizer import half_size_pixels
 
 CLASSES = "classes.safetensors"

@@ -16,7 +16,6 @@ from torch import Tensor
 from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.components import Component
 from arimage.data.records import EncodedRecord, Record
-from arimage.images.pixels import pixels
 from arimage.training.config import DecoderTraining, TrainConfig
 from arimage.training.distillation import Teacher, velocity_of
 from arimage.training.examples import Example
@@ -26,7 +25,7 @@ from arimage.training.tokens import code_vectors, encode_views, reference_view
 from decoder.diffusion_decoder import LATENTS_PER_TOKEN
 from decoder.glyph import GlyphEncoder, quoted_texts
 from decoder.sampler import ScheduleConfig, shift_sigma
-from tokenizer.image_size import SizeLimits
+from tokenizer.pixels import pixels
 from tokenizer.semantic_tokenizer import half_size_pixels
 
 SHOWN = 8
@@ -88,8 +87,7 @@ class DecoderObjective(Objective):
             self.helpers["glyph_encoder"] = glyph_encoder.to(device)
         self.helpers["tokenizer"] = checkpoint.semantic_tokenizer(device=device, dtype=torch.float32)
         self.helpers["autoencoder"] = checkpoint.autoencoder(device=device, dtype=torch.float32)
-        processor = checkpoint.config.processor
-        self.limits = SizeLimits(processor.min_side, processor.max_side)
+        self.limits = checkpoint.config.processor.limits
         self.schedule = checkpoint.config.scheduler
         self.teacher: Teacher | None = None
         if self.settings.distillation is not None:

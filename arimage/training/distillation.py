@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from arimage.training.config import Distillation
+from decoder.config import PIXELS_PER_LATENT
 from decoder.glyph import GlyphEncoder
 from decoder.sampler import ScheduleConfig, flow_schedule
-from decoder.transformer import PIXELS_PER_LATENT, DiffusionTransformer
+from decoder.transformer import DiffusionTransformer
 
 
 def velocity_of(

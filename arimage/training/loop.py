@@ -1,7 +1,8 @@
-"""The training loop: every network at every stage goes through :func:`train`.
+r"""The training loop: every network at every stage goes through :func:`train`.
 
     arimage train configs/nano/decoder-256.yaml
-    accelerate launch --config_file configs/accelerate/fsdp2.yaml -m arimage train configs/glm-image-9b/decoder-1024.yaml
+    accelerate launch --config_file configs/accelerate/fsdp2.yaml \
+        -m arimage train configs/glm-image-9b/decoder-1024.yaml
 
 A step is a pure function of the weights and its number: batches, captions, noise and dropouts follow from the seed
 and the step (:mod:`arimage.training.batches`), so a run that is killed and started again gives the losses and weights
@@ -24,12 +25,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from arimage.checkpoints.checkpoint import Checkpoint, update_checkpoint
 from arimage.data.records import Record
 from arimage.errors import ArimageError, DataError, UsageError
+from arimage.images.sheets import contact_sheet
 from arimage.training import signature, state
 from arimage.training.bad_samples import FILE as BAD_SAMPLES
 from arimage.training.bad_samples import BadSample, BadSamples
@@ -549,7 +550,7 @@ class Run:
         folder = self.output / SAMPLES
         folder.mkdir(parents=True, exist_ok=True)
         if shown:
-            _sheet([image for _, image in shown]).save(folder / f"step-{self.step:08d}.png")
+            contact_sheet([image for _, image in shown], 4, gap=4, margin=0).save(folder / f"step-{self.step:08d}.png")
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
                 arrays = {name: np.asarray(image)[None] for name, image in shown}
@@ -672,15 +673,6 @@ def _copy_full(target: Tensor, full: Tensor) -> None:
 
         full = distribute_tensor(full.to(target.device), target.device_mesh, target.placements)  # type: ignore[attr-defined]
     target.data.copy_(full)
-
-
-def _sheet(images: list[Image.Image], columns: int = 4) -> Image.Image:
-    width, height = max(image.width for image in images), max(image.height for image in images)
-    columns = min(columns, len(images))
-    sheet = Image.new("RGB", (columns * (width + 4), math.ceil(len(images) / columns) * (height + 4)), "white")
-    for number, image in enumerate(images):
-        sheet.paste(image, ((number % columns) * (width + 4), number // columns * (height + 4)))
-    return sheet
 
 
 def train(config: TrainConfig, finish: bool = False) -> Path:

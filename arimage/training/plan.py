@@ -12,7 +12,7 @@ looked up, adaptive norms multiply once a sample), 2 for each one that only enco
 x visible token for attention (16 with checkpointing).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from arimage.autoregressive.layout import preview_grid, target_grid
 from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.components import meta_networks
+from arimage.checkpoints.information import GB, GLYPH_TOKENS, parameter_count
 from arimage.checkpoints.model_config import ModelConfig
 from arimage.data.buckets import bucket_sizes
 from arimage.errors import UsageError
@@ -31,8 +32,6 @@ from arimage.yaml_files import load_yaml
 INSIDE = 34
 ON_GPUS = {"auto": "bf16", "no": "fp32"}
 PROMPT_TOKENS = 80
-GLYPH_TOKENS = 64
-GB = 1e9
 RESERVE = 4.0
 
 
@@ -129,9 +128,11 @@ def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = 
     """The plan of a stage with some dimensions."""
     with torch.device("meta"):
         networks = meta_networks(model)
-    counts = {component: _count(network.parameters()) for component, network in networks.items()}
+    counts = {component: parameter_count(network.parameters()) for component, network in networks.items()}
     language: Any = networks["vision_language_encoder"]
-    tokenizer = _count(language["model"].visual.parameters()) + _count(language["model"].vqmodel.parameters())
+    tokenizer = parameter_count(language["model"].visual.parameters()) + parameter_count(
+        language["model"].vqmodel.parameters()
+    )
     height, width = _largest(config)
     target = target_grid(height, width)
     if config.train == "autoregressive":
@@ -139,9 +140,9 @@ def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = 
         layers, hidden = text.num_hidden_layers, text.hidden_size
         trained, beside = counts["vision_language_encoder"] - tokenizer, tokenizer
         tokens = PROMPT_TOKENS + preview_grid(target).cells + target.cells
-        blocks = _count(language["model"].language_model.layers.parameters())
+        blocks = parameter_count(language["model"].language_model.layers.parameters())
         new = target.cells + preview_grid(target).cells
-        work = tokens * blocks + new * _count(language["lm_head"].parameters())
+        work = tokens * blocks + new * parameter_count(language["lm_head"].parameters())
         visible, inside = tokens / 2, INSIDE * (1 + text.intermediate_size / (4 * hidden)) / 2
         encoded = tokenizer * (target.cells + preview_grid(target).cells)
     elif config.train == "decoder":
@@ -152,15 +153,17 @@ def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = 
         tokens = GLYPH_TOKENS + 4 * target.cells
         network: Any = networks["transformer"]
         dense = [part for block in network.transformer_blocks for part in (block.attn1, block.ff)]
-        a_token = sum(_count(part.parameters()) for part in (*dense, network.image_projector, network.proj_out))
-        a_sample = sum(_count(block.norm1.parameters()) for block in network.transformer_blocks)
-        work = tokens * a_token + a_sample + target.cells * _count(network.prior_projector.parameters())
-        work += GLYPH_TOKENS * (glyphs + _count(network.glyph_projector.parameters()))
+        a_token = sum(
+            parameter_count(part.parameters()) for part in (*dense, network.image_projector, network.proj_out)
+        )
+        a_sample = sum(parameter_count(block.norm1.parameters()) for block in network.transformer_blocks)
+        work = tokens * a_token + a_sample + target.cells * parameter_count(network.prior_projector.parameters())
+        work += GLYPH_TOKENS * (glyphs + parameter_count(network.glyph_projector.parameters()))
         visible, inside = float(tokens), float(INSIDE)
         encoded = tokenizer * target.cells + round(_convolutions(model, height * width) / 4)
     elif config.train == "tokenizer":
         layers, hidden = model.vision_encoder.depth, model.vision_encoder.hidden_size
-        trained = tokenizer if not config.tokenizer.frozen_encoder else tokenizer - _count(
+        trained = tokenizer if not config.tokenizer.frozen_encoder else tokenizer - parameter_count(
             language["model"].visual.parameters()
         )  # fmt: skip
         beside, tokens = tokenizer - trained, target.cells
@@ -213,10 +216,6 @@ def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = 
         seconds_a_step=seconds,
         hours_a_million=seconds * 1e6 / samples / 3600,
     )
-
-
-def _count(parameters: Iterable[torch.Tensor]) -> int:
-    return sum(parameter.numel() for parameter in parameters)
 
 
 def _largest(config: TrainConfig) -> tuple[int, int]:

@@ -21,13 +21,12 @@ from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.data.records import Record
 from arimage.errors import DataError
 from arimage.files import write_whole
-from arimage.images.pixels import pixels
 from arimage.training.bad_samples import BadSamples
 from arimage.training.batches import StepBatches
 from arimage.training.cache import INDEX, write_shard
 from arimage.training.config import TrainConfig
 from arimage.training.tokens import encode_views, preview_view, reference_view
-from tokenizer.image_size import SizeLimits
+from tokenizer.pixels import pixels
 from tokenizer.semantic_tokenizer import half_size_pixels
 
 
@@ -110,8 +109,7 @@ class _Encoder:
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self.tokenizer = checkpoint.semantic_tokenizer(device=device, dtype=torch.float32)
         self.autoencoder = checkpoint.autoencoder(device=device, dtype=torch.float32)
-        processor = checkpoint.config.processor
-        self.limits, self.device = SizeLimits(processor.min_side, processor.max_side), device
+        self.limits, self.device = checkpoint.config.processor.limits, device
 
     @torch.no_grad()
     def add(self, record: Record, number: int, tensors: dict[str, Tensor]) -> dict[str, Any]:

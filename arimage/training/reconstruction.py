@@ -14,8 +14,8 @@ from torch import Tensor
 
 from arimage.evaluation import lpips
 from arimage.evaluation.reading import optical_reader
-from arimage.images.pixels import picture, pixels
 from arimage.training.examples import Example
+from tokenizer.pixels import picture, pixels
 
 
 def installed(name: str) -> bool:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from arimage.autoregressive.sampling import TokenSampling
 from arimage.data.records import Record
+from arimage.images.sheets import beside
 from arimage.inference.engine import Engine
 from arimage.inference.networks import Networks
 from arimage.inference.requests import ImageRequest
@@ -44,7 +45,7 @@ def sample_pictures(objective: Objective, config: SampleConfig, batches: StepBat
         sources.append(record.sources[-1])
     made = [result.image for result in engine.run(requests, settings)]
     return [
-        (name, image if source is None else _beside(source, image)) for name, image, source in zip(names, made, sources)
+        (name, image if source is None else beside(source, image)) for name, image, source in zip(names, made, sources)
     ]
 
 
@@ -69,21 +70,14 @@ def _edits(batches: StepBatches, count: int) -> list[Example]:
     return found[:count]
 
 
-def _beside(first: Image.Image, second: Image.Image) -> Image.Image:
-    sheet = Image.new("RGB", (first.width + second.width, max(first.height, second.height)), "white")
-    sheet.paste(first, (0, 0))
-    sheet.paste(second, (first.width, 0))
-    return sheet
-
-
 def true_token_pictures(
     objective: Any, examples: Sequence[Example], steps: int, guidance: float
 ) -> list[tuple[str, Image.Image]]:
     """The decoder alone: pictures rendered from the true visual tokens, beside the true pictures."""
-    from arimage.images.pixels import picture, pixels
     from arimage.training.objective import noise_of
     from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder, Reference
     from decoder.glyph import quoted_texts
+    from tokenizer.pixels import picture, pixels
     from tokenizer.semantic_tokenizer import half_size_pixels
 
     networks = objective.live_networks()
@@ -106,5 +100,5 @@ def true_token_pictures(
         request = DecodeRequest(codes[0], glyphs, negative, references, noise.to(objective.device))
         latents = decoder.sample([request], DecoderSettings(steps=steps, guidance=guidance))[0]
         made = picture(autoencoder.decode(latents[None])[0])
-        shown.append((f"from true tokens {number}", _beside(record.image, made)))
+        shown.append((f"from true tokens {number}", beside(record.image, made)))
     return shown

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.components import Component
-from arimage.images.pixels import picture
 from arimage.training.config import TrainConfig
 from arimage.training.examples import Example
 from arimage.training.objective import Losses, Objective
 from backends.private import codebook_of
+from tokenizer.pixels import picture
 from tokenizer.semantic_tokenizer import half_size_pixels
 
 MAX_CAPTION = 96

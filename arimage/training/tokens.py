@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from arimage.autoregressive.layout import PIXELS_PER_TOKEN, preview_grid, target_grid
-from tokenizer.image_size import SizeLimits, reference_size
+from arimage.autoregressive.layout import preview_grid, target_grid
+from arimage.images.sizes import resized
+from tokenizer.image_size import PIXELS_PER_TOKEN, SizeLimits, reference_size
 from tokenizer.semantic_tokenizer import SemanticTokenizer, half_size_pixels
 
 
@@ -20,11 +21,7 @@ def preview_view(image: Image.Image) -> Tensor:
 
 def reference_view(image: Image.Image, limits: SizeLimits) -> Image.Image:
     """A reference at the size at which both encoders see it."""
-    height, width = reference_size(image.height, image.width, limits)
-    image = image.convert("RGB")
-    if image.size == (width, height):
-        return image
-    return image.resize((width, height), Image.Resampling.LANCZOS)
+    return resized(image, reference_size(image.height, image.width, limits))
 
 
 @torch.no_grad()

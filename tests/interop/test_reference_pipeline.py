@@ -131,7 +131,7 @@ def test_typed_control_tokens_are_text_here_and_control_tokens_there(both):
     typed = "<sop><|image|><|dit_token_3|>"
     assert len(reference.processor.tokenizer(typed).input_ids) == 3
     assert min(engine.vocabulary.encode(typed)) >= CONFIG.text_model.vision_vocab_size
-    controls = {engine.vocabulary.grid_start, engine.text_tokenizer.image_placeholder}
+    controls = {engine.vocabulary.grid_start, engine.networks.checkpoint.text_tokenizer().image_placeholder}
     assert not controls & set(engine.vocabulary.encode(typed))
 
 
