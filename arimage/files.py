@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and files that are not there yet."""
 
 import errno
 import os
@@ -10,6 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from arimage.errors import ArimageError
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+NAME_IN_TEMPORARY = 32
 
 
 @contextmanager
@@ -30,9 +33,6 @@ def replaced_when_whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-
-
 def is_pointer(path: Path) -> bool:
     """Whether a file is what git leaves in place of large files until git-lfs fetches them."""
     try:
@@ -40,9 +40,6 @@ def is_pointer(path: Path) -> bool:
             return file.read(len(LFS_POINTER)) == LFS_POINTER
     except OSError:
         return False
-
-
-NAME_IN_TEMPORARY = 32
 
 
 def write_whole(path: Path, contents: bytes) -> None:

@@ -49,6 +49,11 @@ def build_glyph_encoder(config: ModelConfig) -> Any:
 
 
 def check_states(config: ModelConfig, states: Mapping[Component, Mapping[str, Tensor]]) -> None:
+    """Compare tensors that are to be written with what the configuration says.
+
+    Raises:
+        CheckpointError: one is missing, left over or of another shape.
+    """
     with unfilled():
         wanted = {component: network.state_dict() for component, network in meta_networks(config).items()}
     for component, shapes in wanted.items():

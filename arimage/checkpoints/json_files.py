@@ -29,6 +29,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def require(path: Path, section: str, data: Mapping[str, Any], **wanted: Any) -> None:
+    """Refuse values that change the computation in a way the networks here do not follow; a missing key is no fault.
+
+    Args:
+        section: where ``data`` lies in the file, for the message; empty at its top.
+        wanted: the only value of each key.
+
+    Raises:
+        CheckpointError: a key has another value.
+    """
     for key, value in wanted.items():
         if data.get(key, value) != value:
             name = f"{section}.{key}" if section else key
@@ -36,5 +45,6 @@ def require(path: Path, section: str, data: Mapping[str, Any], **wanted: Any) ->
 
 
 def write_json(path: Path, contents: Mapping[str, Any]) -> None:
+    """Write an object, and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -13,6 +13,11 @@ from backends.private import glm_image_processor_class
 
 
 def read_processor(folder: Path) -> ProcessorConfig:
+    """Sizes of references, as the image processor's settings say them.
+
+    Raises:
+        CheckpointError: they are missing, or the processor works in a way that is not followed here.
+    """
     for name in ("processor_config.json", "preprocessor_config.json"):
         path = folder / name
         if not path.exists():
@@ -31,6 +36,11 @@ def read_processor(folder: Path) -> ProcessorConfig:
 
 
 def write_processor(folder: Path, config: ModelConfig, tokenizer: Mapping[str, Any]) -> None:
+    """Write the folders ``processor`` and ``tokenizer`` by the classes that read them in the reference.
+
+    Args:
+        tokenizer: the contents of ``tokenizer.json``.
+    """
     from tokenizers import Tokenizer
     from transformers import ByT5Tokenizer, GlmImageProcessor, PreTrainedTokenizerFast
 

@@ -200,6 +200,13 @@ def _and_more(names: list[str]) -> str:
 def write_weights(
     folder: Path, stem: str, state: Mapping[str, Tensor], dtype: torch.dtype, max_shard_size: int | str
 ) -> None:
+    """Write a component's tensors as safetensors, with an index where they need several files.
+
+    Args:
+        stem: of the files' names.
+        dtype: to which tensors are cast, shard by shard.
+        max_shard_size: bytes of a file, or such as ``"5GB"``.
+    """
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 

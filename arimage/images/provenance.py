@@ -67,6 +67,7 @@ def _comment_text(comment: object) -> str | None:
 
 
 def recipe_exif(recipe: Recipe) -> Image.Exif:
+    """EXIF data that carry a recipe, for JPEG and WebP."""
     exif = Image.Exif()
     exif[ExifTags.Base.Software] = f"arimage {recipe.arimage}"
     exif[ExifTags.Base.ImageDescription] = recipe.prompt.encode("ascii", "replace").decode()
@@ -75,6 +76,7 @@ def recipe_exif(recipe: Recipe) -> Image.Exif:
 
 
 def mark_xmp(source_type: str) -> str:
+    """An XMP packet that says how a picture came about: an IPTC digital source type such as ``GENERATED``."""
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'

@@ -60,6 +60,11 @@ def open_all(sources: Sequence[Any], called: str, deep: bool = False) -> list[Pi
 
 
 def checked_prompts(prompt: str | Sequence[str]) -> list[str]:
+    """One or several prompts as a list.
+
+    Raises:
+        UsageError: there is none, or one is no text.
+    """
     prompts = [prompt] if isinstance(prompt, str) or not isinstance(prompt, Iterable) else list(prompt)
     if not prompts or not all(isinstance(text, str) for text in prompts):
         raise UsageError("prompt must be a text or a list of texts, at least one")
@@ -78,15 +83,18 @@ def numbered(prompts: Sequence[str], images_per_prompt: int, seed: int | None) -
 
 
 def refuse_broken(name: str, text: str) -> None:
+    """Raise UsageError where a text cannot be written as UTF-8."""
     if not is_text(text):
         raise UsageError(f"{name} {text!a} is not valid text: write it in UTF-8")
 
 
 def refuse_preview(options: Options) -> None:
+    """Raise UsageError where ``preview_grid`` is given to a call with references."""
     if "preview_grid" in options:
         raise UsageError("preview_grid has no effect on pictures with references: the format gives them no preview")
 
 
 def source_of(picture: Picture) -> Source:
+    """A picture as a recipe names it."""
     path = None if picture.path is None else str(Path(picture.path).resolve())
     return Source(path=path, sha256=picture.sha256())

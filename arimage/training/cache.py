@@ -18,6 +18,7 @@ INDEX = "index.json"
 
 
 def write_shard(folder: Path, name: str, tensors: dict[str, Tensor], rows: list[dict[str, Any]]) -> None:
+    """Write a shard: tensors by ``number/name``, and the rows with captions and sizes."""
     from safetensors.torch import save
 
     write_whole(folder / f"{name}.safetensors", save({key: value.contiguous() for key, value in tensors.items()}))

@@ -11,6 +11,7 @@ from arimage.data.records import Record, SampleError
 from arimage.data.scenes import Scenes
 from arimage.errors import DataError
 from arimage.training.bad_samples import BadSample
+from arimage.training.cache import CacheSource
 from arimage.training.config import SourceConfig
 
 
@@ -98,11 +99,18 @@ class _OwnSource:
 
 
 def open_source(config: SourceConfig, seed: int, batch: int, encoders: Callable[[], str] | None) -> Source:
+    """The data set of a source.
+
+    Args:
+        batch: samples of a batch over all processes.
+        encoders: gives the hash of the encoders that a prepared cache must have been made with.
+
+    Raises:
+        DataError: it cannot be used.
+    """
     if config.scenes is not None:
         return _SceneSource(config, seed, batch)
     if config.path is not None:
         return _OwnSource(config, seed, batch)
-    from arimage.training.cache import CacheSource
-
     assert config.cache is not None
     return CacheSource(Path(config.cache), seed, batch, None if encoders is None else encoders())
