@@ -22,6 +22,7 @@ from arimage.training.config import CaptionConfig, SourceConfig
 
 RETRIES = 8
 Collate = Callable[[list["Example"]], dict[str, Any]]
+Encoders = Callable[[bool], str | None]
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ class StepBatches:
     Args:
         batch_size: samples of a process.
         collate: examples to tensors.
-        encoders: gives the hash of the encoders that prepared caches must have been made with.
+        encoders: gives the hash of the encoders that prepared caches must have been made with, see
+            :class:`arimage.training.prepare.CacheSource`.
     """
 
     def __init__(
@@ -154,7 +156,7 @@ class StepBatches:
         seed: int = 0,
         process: int = 0,
         processes: int = 1,
-        encoders: Callable[[], str] | None = None,
+        encoders: Encoders | None = None,
     ) -> None:
         self.batch_size, self.collate, self.captions = batch_size, collate, captions
         self.seed, self.process, self.processes = seed, process, processes
@@ -224,7 +226,7 @@ class StepBatches:
         return max(wanted.get(name, 0.0) for name in (kind, *kind.split("/")))
 
 
-def _open(config: SourceConfig, seed: int, batch: int, encoders: Callable[[], str] | None) -> _Source:
+def _open(config: SourceConfig, seed: int, batch: int, encoders: Encoders | None) -> _Source:
     if config.scenes is not None:
         return _SceneSource(config, seed, batch)
     if config.path is not None:
@@ -232,7 +234,7 @@ def _open(config: SourceConfig, seed: int, batch: int, encoders: Callable[[], st
     from arimage.training.prepare import CacheSource
 
     assert config.cache is not None
-    return CacheSource(Path(config.cache), seed, batch, None if encoders is None else encoders())
+    return CacheSource(Path(config.cache), seed, batch, encoders)
 
 
 def loader(batches: StepBatches, first: int, steps: int, workers: int) -> Iterator[Batch]:

@@ -4,7 +4,8 @@
     shard-00000.safetensors    tensors by sample; shard-00000.json their captions and sizes
 
 Shards appear whole or not at all, so preparing goes on where it stopped. The index holds a hash of the encoders'
-weights: a cache of other networks is refused, not silently trained on.
+weights: a cache of other networks is refused, not silently trained on. For a stage of the autoregressive model the
+latents, by far the most of the work, are left out, and the autoencoder is free to change.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from arimage.data.records import EncodedRecord, Record, SampleError, reason
 from arimage.errors import DataError
 from arimage.output import write_whole
 from arimage.training.bad_samples import BadSample, BadSamples
-from arimage.training.batches import StepBatches
+from arimage.training.batches import Encoders, StepBatches
 from arimage.training.config import TrainConfig
 from arimage.training.objective import pixels
 from arimage.training.tokens import encode_views, preview_view, reference_view
@@ -43,23 +44,25 @@ class Prepared:
     skipped: int
 
 
-def encoders_hash(checkpoint: Checkpoint) -> str:
-    """SHA-256 over the weights of the semantic tokenizer and the autoencoder, and over the latents' statistics."""
+def encoders_hash(checkpoint: Checkpoint, latents: bool = True) -> str:
+    """SHA-256 over what a cache depends on: the weights of the semantic tokenizer and the sizes of the processor; with
+    ``latents`` also the weights of the autoencoder and the latents' statistics."""
     digest = hashlib.sha256()
-    cpu = torch.device("cpu")
-    tokenizer = checkpoint.semantic_tokenizer(device=cpu, dtype=torch.float32)
-    autoencoder = checkpoint.autoencoder(device=cpu, dtype=torch.float32)
-    for network in (tokenizer, autoencoder):
+    cpu, config = torch.device("cpu"), checkpoint.config
+    networks: list[torch.nn.Module] = [checkpoint.semantic_tokenizer(device=cpu, dtype=torch.float32)]
+    if latents:
+        networks.append(checkpoint.autoencoder(device=cpu, dtype=torch.float32))
+    for network in networks:
         for name, value in sorted(network.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.numpy().tobytes())
-    config = checkpoint.config
-    digest.update(repr((config.autoencoder.latents_mean, config.autoencoder.latents_std, config.processor)).encode())
+    statistics = (config.autoencoder.latents_mean, config.autoencoder.latents_std) if latents else ()
+    digest.update(repr((*statistics, config.processor)).encode())
     return digest.hexdigest()
 
 
 def prepare(config: TrainConfig, folder: Path, count: int, shard: int, say: Callable[[str], None] = print) -> Prepared:
-    """Encode the first ``count`` samples of a stage's data.
+    """Encode the first ``count`` samples of a stage's data: visual tokens, and latents if the stage has use for them.
 
     Raises:
         DataError: the folder holds a cache of other networks or settings, or too many samples are bad.
@@ -69,18 +72,19 @@ def prepare(config: TrainConfig, folder: Path, count: int, shard: int, say: Call
     device = Accelerator().device
     checkpoint = Checkpoint.open(config.start)
     data = [source.model_dump(mode="json") for source in config.data]
+    latents = config.train != "autoregressive"
     about = {
-        "encoders": encoders_hash(checkpoint), "data": data, "seed": config.seed, "shard": shard,
-        "batch_size": config.batch_size,
+        "encoders": encoders_hash(checkpoint, latents), "latents": latents, "data": data, "seed": config.seed,
+        "shard": shard, "batch_size": config.batch_size,
     }  # fmt: skip
     if any(source.path for source in config.data):
         about["placement"] = "pairs"
     index: dict[str, Any] = {"about": about, "shards": []}
     if (folder / INDEX).exists():
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        if index["about"] != json.loads(json.dumps(about)):
+        if {"latents": True, **index["about"]} != json.loads(json.dumps(about)):
             raise DataError(f"{folder} holds a cache of other networks or settings; choose another folder")
-    encoder = _Encoder(checkpoint, device)
+    encoder = _Encoder(checkpoint, device, latents)
     batches = StepBatches(config.data, config.batch_size, lambda examples: {}, config.captions, seed=config.seed)
     shards: list[dict[str, Any]] = index["shards"]
     bad_samples = BadSamples(folder, config.max_bad_share, batches.sizes)
@@ -110,9 +114,9 @@ def prepare(config: TrainConfig, folder: Path, count: int, shard: int, say: Call
 
 
 class _Encoder:
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, latents: bool) -> None:
         self.tokenizer = checkpoint.semantic_tokenizer(device=device, dtype=torch.float32)
-        self.autoencoder = checkpoint.autoencoder(device=device, dtype=torch.float32)
+        self.autoencoder = checkpoint.autoencoder(device=device, dtype=torch.float32) if latents else None
         processor = checkpoint.config.processor
         self.limits, self.device = SizeLimits(processor.min_side, processor.max_side), device
 
@@ -124,14 +128,14 @@ class _Encoder:
         if not references:
             views.append(preview_view(record.image))
         codes = [grid.cpu().to(torch.int32) for grid in encode_views(self.tokenizer, views, self.device)]
-        images = (record.image, *references)
-        latents = [self.autoencoder.encode(pixels(image)[None].to(self.device))[0].cpu().half() for image in images]
-        tensors[f"{number}/codes"], tensors[f"{number}/latents"] = codes[0], latents[0]
         if not references:
             tensors[f"{number}/preview"] = codes[-1]
-        for place in range(len(references)):
-            tensors[f"{number}/reference-{place}/codes"] = codes[1 + place]
-            tensors[f"{number}/reference-{place}/latents"] = latents[1 + place]
+        names = [f"{number}", *(f"{number}/reference-{place}" for place in range(len(references)))]
+        for name, grid, image in zip(names, codes, (record.image, *references)):
+            tensors[f"{name}/codes"] = grid
+            if self.autoencoder is not None:
+                values = pixels(image)[None].to(self.device)
+                tensors[f"{name}/latents"] = self.autoencoder.encode(values)[0].cpu().half()
         return {
             "size": [record.image.height, record.image.width], "captions": record.captions, "task": record.task,
             "rating": record.rating, "references": len(references), "name": record.name,
@@ -149,13 +153,14 @@ class CacheSource:
     """A cache as a source of batches: samples of one size and one number of references go together.
 
     Args:
-        encoders: the hash of the encoders that it must have been made with.
+        encoders: gives the hash of the encoders that it must have been made with (:func:`encoders_hash`), for caches
+            with and without latents; None where such a cache is of no use.
 
     Raises:
-        DataError: it is missing, damaged or made with other encoders.
+        DataError: it is missing, damaged, made with other encoders, or lacks latents.
     """
 
-    def __init__(self, folder: Path, seed: int, batch: int, encoders: str | None) -> None:
+    def __init__(self, folder: Path, seed: int, batch: int, encoders: Encoders | None) -> None:
         self.folder = folder
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -168,7 +173,11 @@ class CacheSource:
             raise DataError(f"{folder} is no prepared cache; make it with: arimage prepare STAGE -o {folder}") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder} is damaged: {error}") from None
-        if encoders is not None and index["about"]["encoders"] != encoders:
+        self.latents = index["about"].get("latents", True)
+        wanted = index["about"]["encoders"] if encoders is None else encoders(self.latents)
+        if wanted is None:
+            raise DataError(f"{folder} holds no latents; prepare one from a stage of the decoder")
+        if wanted != index["about"]["encoders"]:
             raise DataError(
                 f"{folder} was prepared with another tokenizer or autoencoder than the stage starts from; "
                 "prepare it again from this checkpoint"
@@ -208,16 +217,18 @@ class CacheSource:
     def _record(self, shard: str, number: int, row: dict[str, Any]) -> EncodedRecord:
         file = self._open(shard)
 
-        def tensor(name: str) -> Tensor:
-            value = file.get_tensor(f"{number}/{name}")
-            return value.float() if value.is_floating_point() else value.long()
+        def codes(name: str) -> Tensor:
+            return file.get_tensor(f"{number}/{name}").long()
+
+        def latents(name: str) -> Tensor | None:
+            return file.get_tensor(f"{number}/{name}").float() if self.latents else None
 
         references = tuple(
-            (tensor(f"reference-{place}/codes"), tensor(f"reference-{place}/latents"))
+            (codes(f"reference-{place}/codes"), latents(f"reference-{place}/latents"))
             for place in range(row["references"])
         )
-        preview = None if row["references"] else tensor("preview")
+        preview = None if row["references"] else codes("preview")
         return EncodedRecord(
-            tuple(row["size"]), tensor("codes"), preview, tensor("latents"), references, row["captions"],
+            tuple(row["size"]), codes("codes"), preview, latents("latents"), references, row["captions"],
             row["task"], row["rating"], row["name"],
         )  # fmt: skip
