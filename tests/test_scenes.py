@@ -131,6 +131,17 @@ def test_as_many_subjects_are_drawn_as_are_counted(assets: Assets) -> None:
         assert len({tuple(box) for box in record.truth["subjects"]}) == count
 
 
+@pytest.mark.parametrize("task", ["background", "replace", "style", "add", "remove"])
+def test_crowded_edits_begin_with_four_subjects(assets: Assets, task: str) -> None:
+    data = Scenes(assets, SceneSettings(tasks={task: 1}, crowded=1.0))
+    for index in range(5):
+        before = 3 if task == "add" else 4
+        after = 3 if task == "remove" else 4
+        record = data[index]
+        assert len(record.truth["spec"]["subjects"]) == after, record.captions
+        assert len(record.truth["sources"][0]["subjects"]) == before
+
+
 def test_four_different_subjects_stand_in_the_corners(assets: Assets) -> None:
     data = scenes(assets, "corners")
     for index in range(20):

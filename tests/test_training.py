@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 
 from arimage.autoregressive.generation import TokenRequest, generate_grids
@@ -33,6 +34,7 @@ from arimage.training.config import AutoregressiveTraining, CaptionConfig, LoraC
 from arimage.training.decoder import training_levels, window_corners
 from arimage.training.examples import Example
 from arimage.training.loop import Run, TrainingStopped, build_objective, learning_rate, train
+from arimage.training.objective import noise_of
 from arimage.training.prepare import prepare
 from arimage.training.tokens import encode_views
 from arimage.yaml_files import validate
@@ -40,6 +42,7 @@ from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionD
 from decoder.sampler import ScheduleConfig, flow_schedule
 from tests.tiny_assets import write_assets
 from tests.tiny_checkpoint import CONFIG, tiny_tokenizer
+from tokenizer.pixels import pixels
 
 CPU = torch.device("cpu")
 STAGES = ("autoencoder", "tokenizer", "autoregressive", "decoder")
@@ -141,6 +144,22 @@ def test_the_autoencoder_learns_a_handful_by_heart(start: Path, assets: Path, ha
     config = Checkpoint.open(tmp_path / "run" / "checkpoint").config.autoencoder
     assert config.latents_mean != CONFIG.autoencoder.latents_mean
     assert all(value > 0 for value in config.latents_std)
+
+
+def test_latents_can_be_scaled_by_what_they_change_in_pixels(start: Path, assets: Path, tmp_path: Path) -> None:
+    settings = {"crop": 32, "statistics_samples": 4, "latent_scale": "pixels"}
+    folder = train(stage("autoencoder", start, assets, tmp_path / "run", steps=1, autoencoder=settings))
+    autoencoder = Checkpoint.open(folder).autoencoder(device=CPU, dtype=torch.float32)
+    run = Run(stage("autoencoder", start, assets, tmp_path / "other"))
+    images = [example.pictured.image for step in range(2) for example in run.held_out.examples(step)[0]]  # type: ignore[union-attr]
+    latents = torch.stack([autoencoder.encode(pixels(image)[None])[0] for image in images])
+    assert latents.square().mean() == pytest.approx(1, rel=0.02)
+    changes = []
+    for channel in range(latents.shape[1]):
+        moved = latents.clone()
+        moved[:, channel] += 0.02 * noise_of(list(range(len(latents))), latents.shape[2:])
+        changes.append(float((autoencoder.decode(moved) - autoencoder.decode(latents)).square().mean().sqrt()))
+    assert max(changes) < 1.3 * min(changes)
 
 
 def test_the_tokenizer_learns_a_handful_by_heart(start: Path, assets: Path, handful: Path, tmp_path: Path) -> None:
@@ -988,11 +1007,13 @@ def test_captions_follow_their_shares(start: Path, assets: Path, tmp_path: Path)
 def test_training_from_a_cache_is_training_from_the_pictures(start: Path, assets: Path, tmp_path: Path) -> None:
     for network in ("autoregressive", "decoder"):
         config = stage(network, start, assets, tmp_path / network)
-        made = prepare(config, tmp_path / "cache", 12, 5, lambda text: None)
+        made = prepare(config, tmp_path / f"cache-{network}", 12, 5, lambda text: None)
         assert (made.samples, made.shards) == (12, 3) or made.samples >= 12
+        with safe_open(tmp_path / f"cache-{network}" / "shard-00000.safetensors", "pt") as file:
+            assert any(name.endswith("latents") for name in file.keys()) == (network == "decoder")  # noqa: SIM118
         objective: Any = build_objective(Checkpoint.open(start), config, CPU).eval()
         batches = StepBatches(config.data, 2, objective.collate, config.captions)
-        source = CacheSource(tmp_path / "cache", 0, 2, None)
+        source = CacheSource(tmp_path / f"cache-{network}", 0, 2, None)
         for step in range(3):
             for place, example in enumerate(batches.examples(step)[0]):
                 encoded = source._read(2 * step + place)
@@ -1001,11 +1022,13 @@ def test_training_from_a_cache_is_training_from_the_pictures(start: Path, assets
                     plain = objective(objective.collate([example]))
                     cached = objective(objective.collate([Example(encoded, example.caption, example.seed)]))
                 assert float(cached["loss"]) == pytest.approx(float(plain["loss"]), rel=2e-3)
-        cached_config = stage(
-            network, start, assets, tmp_path / f"{network}-cached", data=[{"cache": str(tmp_path / "cache")}],
-            evaluation=[],
-        )  # fmt: skip
+        cache = [{"cache": str(tmp_path / f"cache-{network}")}]
+        cached_config = stage(network, start, assets, tmp_path / f"{network}-cached", data=cache, evaluation=[])
         assert train(cached_config).exists()
+    codes = [{"cache": str(tmp_path / "cache-autoregressive")}]
+    useless = stage("decoder", start, assets, tmp_path / "useless", data=codes, evaluation=[])
+    with pytest.raises(DataError, match="holds no latents"):
+        Run(useless)
 
 
 def test_preparing_goes_on_where_it_stopped_and_other_networks_are_refused(

@@ -61,7 +61,7 @@ class EncodedRecord:
     Attributes:
         size: (height, width) of the picture in pixels.
         codes: (h, w) visual tokens of the target; ``preview`` those of its preview, None for edits.
-        latents: (C, H/8, W/8) normalised latents of the target.
+        latents: (C, H/8, W/8) normalised latents of the target, or None where they were left out.
         references: (codes, latents) of each source.
         captions, task, rating, name: as in :class:`Record`.
     """

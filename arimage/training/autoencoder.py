@@ -28,6 +28,7 @@ from tokenizer.pixels import picture, pixels
 
 SCALES = 3
 BOX_PATCHES = 64
+SENSITIVITY_SAMPLES, SMALL_CHANGE = 12, 0.03
 
 
 class AutoencoderObjective(Objective):
@@ -145,8 +146,23 @@ class AutoencoderObjective(Objective):
             step += 1
         columns = torch.cat([part.permute(0, 2, 3, 1).flatten(0, 2) for part in latents])
         mean, deviation = columns.mean(dim=0), columns.std(dim=0).clamp(min=1e-3)
+        if self.settings.latent_scale == "pixels":
+            scale = 1 / self._pixels_per_unit(latents[:SENSITIVITY_SAMPLES], deviation)
+            deviation = scale * (deviation / scale).square().mean().sqrt()
         self.statistics = tuple(mean.tolist()), tuple(deviation.tolist())
         return {"latent_mean": float(mean.abs().mean()), "latent_deviation": float(deviation.mean())}
+
+    def _pixels_per_unit(self, latents: Sequence[Tensor], deviation: Tensor) -> Tensor:
+        """Root mean square by which a unit of each channel changes the decoded pixels: (C,)."""
+        squares = torch.zeros_like(deviation)
+        for number, part in enumerate(latents):
+            plain = self.network.decode(part).sample
+            noise = noise_of([number], part.shape[1:]).to(part)
+            for channel, size in enumerate(SMALL_CHANGE * deviation):
+                moved = part.clone()
+                moved[:, channel] += size * noise[:, channel]
+                squares[channel] += ((self.network.decode(moved).sample - plain) / size).float().square().mean()
+        return (squares / len(latents)).sqrt()
 
     def model_config(self) -> ModelConfig:
         config = self.checkpoint.config

@@ -5,7 +5,7 @@ alone. A run that is stopped goes on with exactly the batches that were due, wha
 several processes share the very batch that one would have had.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from arimage.data.records import EncodedRecord, Record, SampleError
 from arimage.errors import ArimageError, DataError
 from arimage.training.bad_samples import BadSample
+from arimage.training.cache import Encoders
 from arimage.training.config import CaptionConfig, SourceConfig
 from arimage.training.examples import Batch, Collate, Example
 from arimage.training.sources import Source, open_source
@@ -26,7 +27,8 @@ class StepBatches:
     Args:
         batch_size: samples of a process.
         collate: examples to tensors.
-        encoders: gives the hash of the encoders that prepared caches must have been made with.
+        encoders: gives the hash of the encoders that prepared caches must have been made with, see
+            :class:`arimage.training.cache.CacheSource`.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class StepBatches:
         seed: int = 0,
         process: int = 0,
         processes: int = 1,
-        encoders: Callable[[], str] | None = None,
+        encoders: Encoders | None = None,
     ) -> None:
         self.batch_size, self.collate, self.captions = batch_size, collate, captions
         self.seed, self.process, self.processes = seed, process, processes

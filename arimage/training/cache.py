@@ -15,6 +15,7 @@ from arimage.files import write_whole
 from arimage.training.bad_samples import BadSample
 
 INDEX = "index.json"
+Encoders = Callable[[bool], str | None]
 
 
 def write_shard(folder: Path, name: str, tensors: dict[str, Tensor], rows: list[dict[str, Any]]) -> None:
@@ -29,13 +30,15 @@ class CacheSource:
     """A cache as a source of batches: samples of one size and one number of references go together.
 
     Args:
-        encoders: the hash of the encoders that it must have been made with.
+        encoders: gives the hash of the encoders that it must have been made with
+            (:func:`arimage.training.prepare.encoders_hash`), for caches with and without latents; None where such a
+            cache is of no use.
 
     Raises:
-        DataError: it is missing, damaged or made with other encoders.
+        DataError: it is missing, damaged, made with other encoders, or lacks latents.
     """
 
-    def __init__(self, folder: Path, seed: int, batch: int, encoders: str | None) -> None:
+    def __init__(self, folder: Path, seed: int, batch: int, encoders: Encoders | None) -> None:
         self.folder = folder
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -48,7 +51,11 @@ class CacheSource:
             raise DataError(f"{folder} is no prepared cache; make it with: arimage prepare STAGE -o {folder}") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder} is damaged: {error}") from None
-        if encoders is not None and index["about"]["encoders"] != encoders:
+        self.latents = index["about"].get("latents", True)
+        wanted = index["about"]["encoders"] if encoders is None else encoders(self.latents)
+        if wanted is None:
+            raise DataError(f"{folder} holds no latents; prepare one from a stage of the decoder")
+        if wanted != index["about"]["encoders"]:
             raise DataError(
                 f"{folder} was prepared with another tokenizer or autoencoder than the stage starts from; "
                 "prepare it again from this checkpoint"
@@ -88,16 +95,18 @@ class CacheSource:
     def _record(self, shard: str, number: int, row: dict[str, Any]) -> EncodedRecord:
         file = self._open(shard)
 
-        def tensor(name: str) -> Tensor:
-            value = file.get_tensor(f"{number}/{name}")
-            return value.float() if value.is_floating_point() else value.long()
+        def codes(name: str) -> Tensor:
+            return file.get_tensor(f"{number}/{name}").long()
+
+        def latents(name: str) -> Tensor | None:
+            return file.get_tensor(f"{number}/{name}").float() if self.latents else None
 
         references = tuple(
-            (tensor(f"reference-{place}/codes"), tensor(f"reference-{place}/latents"))
+            (codes(f"reference-{place}/codes"), latents(f"reference-{place}/latents"))
             for place in range(row["references"])
         )
-        preview = None if row["references"] else tensor("preview")
+        preview = None if row["references"] else codes("preview")
         return EncodedRecord(
-            tuple(row["size"]), tensor("codes"), preview, tensor("latents"), references, row["captions"],
+            tuple(row["size"]), codes("codes"), preview, latents("latents"), references, row["captions"],
             row["task"], row["rating"], row["name"],
         )  # fmt: skip

@@ -118,6 +118,9 @@ class AutoencoderTraining(_Strict):
         perceptual: of features of ``perceptual_model``, a local folder of a vision model that transformers opens.
         kl: mean over latent elements.
         adversarial: of a patch discriminator, from step ``adversarial_from`` on.
+        latent_scale: what latents are divided by (``latents_std``): each channel's own deviation; or, with ``pixels``,
+            what makes a unit of every channel change the decoded pixels alike, so that the decoder's squared error of
+            latents is one of pixels. The mean square over all channels is 1 either way.
         statistics_samples: pictures over which latent mean and deviation are measured at the end.
     """
 
@@ -133,6 +136,7 @@ class AutoencoderTraining(_Strict):
     kl: float = Field(5e-4, ge=0)
     adversarial: float = Field(0.0, ge=0)
     adversarial_from: int = Field(0, ge=0)
+    latent_scale: Literal["deviation", "pixels"] = "deviation"
     statistics_samples: int = Field(256, ge=1)
 
 

@@ -160,10 +160,11 @@ class Run:
             "skipped": 0, "overflows": 0, "scaler": None, "best": None, "best_step": None,
         }  # fmt: skip
 
-    def _encoders(self) -> str:
+    def _encoders(self, latents: bool) -> str | None:
         from arimage.training.prepare import encoders_hash
 
-        return encoders_hash(self.checkpoint)
+        useless = not latents and self.config.train != "autoregressive"
+        return None if useless else encoders_hash(self.checkpoint, latents)
 
     @property
     def last(self) -> int:

@@ -4,7 +4,8 @@
     shard-00000.safetensors    tensors by sample; shard-00000.json their captions and sizes
 
 Shards appear whole or not at all, so preparing goes on where it stopped. The index holds a hash of the encoders'
-weights: a cache of other networks is refused, not silently trained on.
+weights: a cache of other networks is refused, not silently trained on. For a stage of the autoregressive model the
+latents, by far the most of the work, are left out, and the autoencoder is free to change.
 """
 
 import hashlib
@@ -39,23 +40,25 @@ class Prepared:
     skipped: int
 
 
-def encoders_hash(checkpoint: Checkpoint) -> str:
-    """SHA-256 over the weights of the semantic tokenizer and the autoencoder, and over the latents' statistics."""
+def encoders_hash(checkpoint: Checkpoint, latents: bool = True) -> str:
+    """SHA-256 over what a cache depends on: the weights of the semantic tokenizer and the sizes of the processor; with
+    ``latents`` also the weights of the autoencoder and the latents' statistics."""
     digest = hashlib.sha256()
-    cpu = torch.device("cpu")
-    tokenizer = checkpoint.semantic_tokenizer(device=cpu, dtype=torch.float32)
-    autoencoder = checkpoint.autoencoder(device=cpu, dtype=torch.float32)
-    for network in (tokenizer, autoencoder):
+    cpu, config = torch.device("cpu"), checkpoint.config
+    networks: list[torch.nn.Module] = [checkpoint.semantic_tokenizer(device=cpu, dtype=torch.float32)]
+    if latents:
+        networks.append(checkpoint.autoencoder(device=cpu, dtype=torch.float32))
+    for network in networks:
         for name, value in sorted(network.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.numpy().tobytes())
-    config = checkpoint.config
-    digest.update(repr((config.autoencoder.latents_mean, config.autoencoder.latents_std, config.processor)).encode())
+    statistics = (config.autoencoder.latents_mean, config.autoencoder.latents_std) if latents else ()
+    digest.update(repr((*statistics, config.processor)).encode())
     return digest.hexdigest()
 
 
 def prepare(config: TrainConfig, folder: Path, count: int, shard: int, say: Callable[[str], None] = print) -> Prepared:
-    """Encode the first ``count`` samples of a stage's data.
+    """Encode the first ``count`` samples of a stage's data: visual tokens, and latents if the stage has use for them.
 
     Raises:
         DataError: the folder holds a cache of other networks or settings, or too many samples are bad.
@@ -65,18 +68,19 @@ def prepare(config: TrainConfig, folder: Path, count: int, shard: int, say: Call
     device = Accelerator().device
     checkpoint = Checkpoint.open(config.start)
     data = [source.model_dump(mode="json") for source in config.data]
+    latents = config.train != "autoregressive"
     about = {
-        "encoders": encoders_hash(checkpoint), "data": data, "seed": config.seed, "shard": shard,
-        "batch_size": config.batch_size,
+        "encoders": encoders_hash(checkpoint, latents), "latents": latents, "data": data, "seed": config.seed,
+        "shard": shard, "batch_size": config.batch_size,
     }  # fmt: skip
     if any(source.path for source in config.data):
         about["placement"] = "pairs"
     index: dict[str, Any] = {"about": about, "shards": []}
     if (folder / INDEX).exists():
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        if index["about"] != json.loads(json.dumps(about)):
+        if {"latents": True, **index["about"]} != json.loads(json.dumps(about)):
             raise DataError(f"{folder} holds a cache of other networks or settings; choose another folder")
-    encoder = _Encoder(checkpoint, device)
+    encoder = _Encoder(checkpoint, device, latents)
     batches = StepBatches(config.data, config.batch_size, lambda examples: {}, config.captions, seed=config.seed)
     shards: list[dict[str, Any]] = index["shards"]
     bad_samples = BadSamples(folder, config.max_bad_share, batches.sizes)
@@ -106,9 +110,9 @@ def prepare(config: TrainConfig, folder: Path, count: int, shard: int, say: Call
 
 
 class _Encoder:
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, latents: bool) -> None:
         self.tokenizer = checkpoint.semantic_tokenizer(device=device, dtype=torch.float32)
-        self.autoencoder = checkpoint.autoencoder(device=device, dtype=torch.float32)
+        self.autoencoder = checkpoint.autoencoder(device=device, dtype=torch.float32) if latents else None
         self.limits, self.device = checkpoint.config.processor.limits, device
 
     @torch.no_grad()
@@ -119,14 +123,14 @@ class _Encoder:
         if not references:
             views.append(preview_view(record.image))
         codes = [grid.cpu().to(torch.int32) for grid in encode_views(self.tokenizer, views, self.device)]
-        images = (record.image, *references)
-        latents = [self.autoencoder.encode(pixels(image)[None].to(self.device))[0].cpu().half() for image in images]
-        tensors[f"{number}/codes"], tensors[f"{number}/latents"] = codes[0], latents[0]
         if not references:
             tensors[f"{number}/preview"] = codes[-1]
-        for place in range(len(references)):
-            tensors[f"{number}/reference-{place}/codes"] = codes[1 + place]
-            tensors[f"{number}/reference-{place}/latents"] = latents[1 + place]
+        names = [f"{number}", *(f"{number}/reference-{place}" for place in range(len(references)))]
+        for name, grid, image in zip(names, codes, (record.image, *references)):
+            tensors[f"{name}/codes"] = grid
+            if self.autoencoder is not None:
+                values = pixels(image)[None].to(self.device)
+                tensors[f"{name}/latents"] = self.autoencoder.encode(values)[0].cpu().half()
         return {
             "size": [record.image.height, record.image.width], "captions": record.captions, "task": record.task,
             "rating": record.rating, "references": len(references), "name": record.name,

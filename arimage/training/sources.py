@@ -11,7 +11,7 @@ from arimage.data.records import Record, SampleError
 from arimage.data.scenes import Scenes
 from arimage.errors import DataError
 from arimage.training.bad_samples import BadSample
-from arimage.training.cache import CacheSource
+from arimage.training.cache import CacheSource, Encoders
 from arimage.training.config import SourceConfig
 
 
@@ -98,7 +98,7 @@ class _OwnSource:
         return in_bucket(self.data[self.usable[index]].read(), self.buckets)
 
 
-def open_source(config: SourceConfig, seed: int, batch: int, encoders: Callable[[], str] | None) -> Source:
+def open_source(config: SourceConfig, seed: int, batch: int, encoders: Encoders | None) -> Source:
     """The data set of a source.
 
     Args:
@@ -113,4 +113,4 @@ def open_source(config: SourceConfig, seed: int, batch: int, encoders: Callable[
     if config.path is not None:
         return _OwnSource(config, seed, batch)
     assert config.cache is not None
-    return CacheSource(Path(config.cache), seed, batch, None if encoders is None else encoders())
+    return CacheSource(Path(config.cache), seed, batch, encoders)

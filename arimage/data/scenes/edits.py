@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from arimage.data.scenes import vocabulary as words
-from arimage.data.scenes.compose import PLACES, Composer
+from arimage.data.scenes.compose import CORNERS, PLACES, Composer
 from arimage.data.scenes.spec import Background, Lettering, SceneSpec, Subject
 from arimage.data.sprites import Concept
 from arimage.errors import DataError
@@ -94,13 +94,13 @@ class Editor:
         return Edit((scene,), self._with(scene, index, new), instructions)
 
     def add(self, random: Random, size: Size) -> Edit:
-        target = replace(self._empty(random, size), subjects=self.composer.pair(random))
+        target = replace(self._empty(random, size), subjects=self._subjects(random))
         index, new = self._one_of(random, target)
         scene = replace(target, subjects=tuple(s for i, s in enumerate(target.subjects) if i != index))
         return Edit((scene,), target, self._addition(random, new))
 
     def remove(self, random: Random, size: Size) -> Edit:
-        scene = replace(self._empty(random, size), subjects=self.composer.pair(random))
+        scene = replace(self._empty(random, size), subjects=self._subjects(random))
         index, old = self._one_of(random, scene)
         target = replace(scene, subjects=tuple(s for i, s in enumerate(scene.subjects) if i != index))
         name = self._names(old)
@@ -250,8 +250,17 @@ class Editor:
         return SceneSpec(*size, self.composer.background(random))
 
     def _scene(self, random: Random, size: Size) -> SceneSpec:
+        if self._crowded(random):
+            return self.composer.picture(random, "corners", size)
         task = random.choices(("subject", "subjects"), (0.65, 0.35))[0]
         return self.composer.picture(random, task, size)
+
+    def _subjects(self, random: Random) -> tuple[Subject, ...]:
+        return self.composer.row(random, CORNERS) if self._crowded(random) else self.composer.pair(random)
+
+    def _crowded(self, random: Random) -> bool:
+        share = self.composer.settings.crowded
+        return bool(share) and random.random() < share
 
     def _lettered(self, random: Random, size: Size) -> SceneSpec:
         return self.composer.until(

@@ -42,6 +42,7 @@ class SceneSettings(BaseModel):
         flips: share of animals that are mirrored.
         scales: how often subjects are small, of middle size and large.
         threes: share of rows of subjects that hold three, not two.
+        crowded: share of the scenes that edits begin with that hold four subjects, one in each corner.
         grounds: colours that text stands on; all when empty.
         plain_ink: text is black or white, whichever is read better on its ground.
         cells: subjects fill squares of 2, 4 or 6 cells of a grid of so many along the short side, and each character
@@ -77,6 +78,7 @@ class SceneSettings(BaseModel):
     flips: float = Field(0.2, ge=0, le=1)
     scales: tuple[float, float, float] = (0.15, 0.6, 0.25)
     threes: float = Field(0.25, ge=0, le=1)
+    crowded: float = Field(0.0, ge=0, le=1)
     grounds: tuple[str, ...] = ()
     plain_ink: bool = False
     cells: int | None = Field(None, ge=8, le=32)
