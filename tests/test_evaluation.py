@@ -1,6 +1,7 @@
 """The evaluation's formulas, and that its judge tells right pictures from wrong ones."""
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from arimage.data.assets import Assets
 from arimage.data.scenes import Scenes
-from arimage.errors import DataError
+from arimage.errors import DataError, UsageError
+from arimage.evaluation.cases import Case, cases
+from arimage.evaluation.codes import counted_cells
 from arimage.evaluation.config import EvaluateConfig
 from arimage.evaluation.features import fill_features
-from arimage.evaluation.judge import Case, Judge
+from arimage.evaluation.judge import Judge
 from arimage.evaluation.lpips import Lpips, _Arrays
 from arimage.evaluation.measures import border_color, foreground, named_color_found, region_psnr
 from arimage.evaluation.reading import characters_found, edit_distance, word_similarity, words_found
 from arimage.evaluation.report import markdown, write_report
-from arimage.evaluation.run import Outcome, cases, pictures, rows
+from arimage.evaluation.run import Outcome, evaluate, pictures, rows
 from arimage.inference.api import load
 from arimage.inference.requests import ImageRequest
 from arimage.yaml_files import load_yaml
@@ -35,10 +38,13 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
     return tiny_assets(tmp_path_factory.mktemp("assets"))
 
 
-def config(assets: Assets, *tasks: str) -> EvaluateConfig:
+def config(assets: Assets, *tasks: str, colors: tuple[str, ...] = (), **group: Any) -> EvaluateConfig:
     scenes = {"tasks": dict.fromkeys(tasks, 1.0), "sizes": ((128, 128),), "patterns": 0.0, "jitter": 0,
-              "scales": (0, 1, 0), "threes": 0.0}  # fmt: skip
-    return EvaluateConfig.model_validate({"assets": "x", "groups": {"one": {"scenes": scenes}}, "cases": 4})
+              "scales": (0, 1, 0), "threes": 0.0, "colors": colors}  # fmt: skip
+    return EvaluateConfig.model_validate({"assets": "x", "groups": {"one": {"scenes": scenes, **group}}, "cases": 4})
+
+
+FEW = ("green", "yellow", "black", "pink")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +95,8 @@ def test_psnr_counts_the_region_only() -> None:
 @pytest.mark.parametrize(
     ("task", "ability"),
     [("subject", "subject"), ("subjects", "placement, two"), ("background", "edit: background"),
-     ("replace", "edit: replace subject"), ("style", "edit: style"), ("identity", "identity")],
+     ("replace", "edit: replace subject"), ("add", "edit: add subject"), ("remove", "edit: remove subject"),
+     ("move", "edit: move subject"), ("style", "edit: style"), ("identity", "identity")],
 )  # fmt: skip
 def test_the_true_scene_is_right_and_another_is_wrong(assets: Assets, judge: Judge, task: str, ability: str) -> None:
     """The judge needs MobileNetV2, which is part of the development environment."""
@@ -103,6 +110,129 @@ def test_the_true_scene_is_right_and_another_is_wrong(assets: Assets, judge: Jud
         wrong += judge(case, blank)[ability][0]
     assert right >= 0.5 * len(wanted)
     assert wrong < right
+
+
+@pytest.mark.parametrize("task", ["add", "remove", "move"])
+def test_a_picture_that_was_not_edited_or_lost_the_other_thing_is_wrong(
+    assets: Assets, judge: Judge, task: str
+) -> None:
+    ability = f"edit: {task} subject"
+    for case in cases(config(assets, task, colors=FEW), assets, "one")[:4:2]:
+        assert judge(case, case.record.sources[-1])[ability] == (0, 1)
+        spoilt = case.record.image.copy()
+        before = case.record.truth["sources"][-1]["spec"]["subjects"]
+        for subject, box in zip(case.scene["subjects"], case.record.truth["subjects"]):
+            if subject in before or task == "move":
+                spoilt.paste(case.scene["background"]["first"]["rgb"], box)
+        assert judge(case, spoilt)[ability] == (0, 1)
+
+
+def test_two_edits_hold_only_when_both_do(assets: Assets, judge: Judge) -> None:
+    """The first brings the background of the scene that the second starts from."""
+    right = 0.0
+    wanted = cases(config(assets, "remove", second=True, colors=FEW), assets, "one")
+    for case in wanted:
+        source, between, target = case.record.sources[-1], case.second.source, case.record.image  # type: ignore[union-attr]
+        assert border_color(between) == border_color(target) != border_color(source)
+        right += judge(case, target)["two edits"][0]
+        once = judge(case, between)
+        assert (once["two edits"], once["two edits, first"], once["two edits, second"]) == ((0, 1), (1, 1), (0, 1))
+        assert judge(case, source)["two edits, first"] == (0, 1)
+    assert right == len(wanted)
+    assert {case.prompts for case in wanted if case.language == "en"} >= {
+        f"{c.prompt} → {c.second.prompt}" for c in wanted[:1]
+    }  # type: ignore[union-attr]
+
+
+def test_a_masked_edit_may_change_nothing_outside_its_mask(assets: Assets, judge: Judge) -> None:
+    wanted = cases(config(assets, "replace", masked=True, colors=FEW), assets, "one")[:4:2]
+    right = [case for case in wanted if judge(case, case.record.image)["masked edit"] == (1, 1)]
+    assert len(right) >= 0.5 * len(wanted)
+    for case in right:
+        touched = case.record.image.copy()
+        x, y = next(
+            (x, y)
+            for x in range(touched.width)
+            for y in range(touched.height)
+            if not case.record.mask.getpixel((x, y))  # type: ignore[union-attr]
+        )
+        r, g, b = touched.getpixel((x, y))
+        touched.putpixel((x, y), (r ^ 1, g, b))
+        assert judge(case, touched)["masked edit"] == (0, 1)
+
+
+def test_the_second_edit_is_made_on_the_picture_of_the_first(assets: Assets, tmp_path: Path) -> None:
+    pipeline = load(tiny_folder(tmp_path / "tiny"))
+    wanted = config(assets, "remove", second=True, colors=FEW).model_copy(update={"options": {"steps": 1}})
+    case = cases(wanted, assets, "one")[0]
+    size, seed = case.record.image.size[::-1], wanted.seed + case.index
+    first = pipeline.make([ImageRequest(case.prompt, size, seed, case.record.sources)], steps=1)[0].image
+    second = ImageRequest(case.second.prompt, size, seed, (first,))  # type: ignore[union-attr]
+    (made,) = pictures([case], pipeline, wanted)
+    assert np.array_equal(np.asarray(made), np.asarray(pipeline.make([second], steps=1)[0].image))
+
+
+def test_a_masked_case_is_made_under_its_mask(assets: Assets, tmp_path: Path) -> None:
+    pipeline = load(tiny_folder(tmp_path / "tiny"))
+    wanted = config(assets, "add", masked=True).model_copy(update={"options": {"steps": 1}})
+    case = cases(wanted, assets, "one")[0]
+    (made,) = pictures([case], pipeline, wanted)
+    changed = np.asarray(made) != np.asarray(case.record.sources[-1])
+    assert changed.any()
+    assert not changed[np.asarray(case.record.mask) == 0].any()
+
+
+def test_a_row_in_own_words_measures_its_kind(assets: Assets, judge: Judge) -> None:
+    wanted = cases(config(assets, "subject", own_words="placement", colors=FEW), assets, "one")
+    standard = {record.captions["en/sentence"] for record in (case.record for case in wanted)}
+    assert len(wanted) == 8
+    for case in wanted[:4]:
+        assert case.prompt not in standard
+        assert case.scene["subjects"][0]["place"] != "center"
+        assert set(judge(case, case.record.image)) == {"placement, one, own words"}
+
+
+@pytest.mark.parametrize(
+    ("group", "task", "message"),
+    [
+        ("own_words: placment", "subject", "no kind 'placment'; did you mean 'placement'?"),
+        ("own_words: placement", "replace", "placement goes with the task subject alone"),
+        ("second: true", "background", "second goes with the tasks replace, remove"),
+        ("masked: true", "style", "masked goes with the tasks replace, add only"),
+        ("masked: true, second: true", "replace", "a group has one of them"),
+    ],
+)
+def test_a_group_that_cannot_be_measured_is_refused(tmp_path: Path, group: str, task: str, message: str) -> None:
+    file = tmp_path / "evaluate.yaml"
+    file.write_text(f"assets: x\ngroups: {{one: {{{group}, scenes: {{tasks: {{{task}: 1}}}}}}}}\n")
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
+        load_yaml(file, EvaluateConfig, [])
+    assert "\n" not in str(caught.value)
+
+
+def test_generated_codes_are_counted_where_the_things_are(assets: Assets, tmp_path: Path) -> None:
+    """Of an edit apart: what stands as it did, and what comes or goes."""
+    pipeline = load(tiny_folder(tmp_path / "tiny"))
+    wanted = config(assets, "remove").model_copy(update={"part": "autoregressive", "languages": ("en",)})
+    case = cases(wanted, assets, "one")[0]
+    with pipeline.networks.use("semantic_tokenizer") as tokenizer:
+        true, cells = counted_cells(tokenizer, case.record)
+    assert set(cells) == {"codes kept", "codes changed"}
+    ((left, top, right, bottom),) = case.record.truth["subjects"]
+    rows_kept, columns_kept = cells["codes kept"].nonzero().T
+    assert (rows_kept * 32 < bottom).all()
+    assert ((rows_kept + 1) * 32 > top).all()
+    assert (columns_kept * 32 < right).all()
+    assert ((columns_kept + 1) * 32 > left).all()
+    assert true.shape == cells["codes changed"].shape
+    assert not (cells["codes kept"] & cells["codes changed"]).any()
+    one = wanted.model_copy(update={"groups": {"one": wanted.groups["one"].model_copy(update={"cases": 2})}})
+    outcomes = evaluate(one, pipeline, Judge(assets, (), ()), say=lambda line: None)
+    table = rows(outcomes)
+    assert {row.ability for row in table} == {
+        f"one: codes {what}, {how}" for what in ("kept", "changed") for how in ("greedy", "drawn")
+    }
+    assert all(row.ceiling == 1 and 0 <= row.low <= row.share <= row.high <= 1 for row in table)
 
 
 def test_the_table_pools_points_and_shows_languages_and_ceiling(assets: Assets, tmp_path: Path) -> None:

@@ -52,7 +52,9 @@ def evaluate(
         outcomes, table, figures = [], tokenizer_rows(wanted, pipeline, judge.assets), {}
     else:
         outcomes = run(wanted, pipeline, judge, console.note)
-        table, figures = rows(outcomes), distances(outcomes, wanted, judge)
+        codes_only = wanted.part == "autoregressive"
+        table, figures = rows(outcomes), {} if codes_only else distances(outcomes, wanted, judge)
+        wanted = wanted.model_copy(update={"shown": 0}) if codes_only else wanted
     about = {
         "model": pipeline.checkpoint.name,
         "weights_sha256": pipeline.networks.weights_hash(),

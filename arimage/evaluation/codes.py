@@ -4,21 +4,25 @@ A thing should have the same codes on another background, at another place and b
 the background is mostly a copy, and one thing is one word to learn. A character should be readable from its code alone.
 """
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
+from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from arimage.data.assets import Assets
+from arimage.data.records import Record
 from arimage.data.scenes import Scenes
 from arimage.data.scenes.cells import cells_of, flat, letter_cells
 from arimage.data.scenes.compose import PLACES
 from arimage.data.scenes.draw import draw
 from arimage.data.scenes.settings import SceneSettings
-from arimage.data.scenes.spec import SceneSpec, scene_spec
+from arimage.data.scenes.spec import Box, SceneSpec, scene_spec
 from arimage.evaluation.judge import Share
 from tokenizer.image_size import PIXELS_PER_TOKEN
 from tokenizer.semantic_tokenizer import SemanticTokenizer, half_size_pixels
@@ -79,6 +83,43 @@ def characters(
         right[0] += meant.get(code) == character
         right[1] += 1
     return [(right, of) for right, of in shares.values()]
+
+
+def counted_cells(tokenizer: SemanticTokenizer, record: Record) -> tuple[Tensor, dict[str, Tensor]]:
+    """A true picture's codes (h, w), and the cells (h, w) bool that are counted of a generated grid.
+
+    Those are cells that show something, by what they show: of a picture from text its ``codes``; of an edit ``codes
+    kept``, where a part of the source stands as it did, and ``codes changed``, where one comes, or was before.
+    """
+    pictures = [picture.convert("RGB") for picture in (record.image, *record.sources[-1:])]
+    codes, shows = _encoded(tokenizer, pictures)
+    after, true = _parts(record.truth), codes[0]
+    if not record.sources:
+        return true, {"codes": _covered(after.values(), true) & shows[0]}
+    before = _parts(record.truth["sources"][-1])
+    kept = _covered([after[part] for part in after if part in before], true) & shows[0]
+    come = _covered([after[part] for part in after if part not in before], true) & shows[0]
+    gone = _covered([before[part] for part in before if part not in after], true)
+    if shows[-1].shape == true.shape:
+        gone &= shows[-1]
+    cells = {"codes kept": kept, "codes changed": (come | gone) & ~kept}
+    return true, {kind: chosen for kind, chosen in cells.items() if chosen.any()}
+
+
+def _parts(facts: Mapping[str, Any]) -> dict[object, Box]:
+    """The boxes of a drawn scene's subjects and text."""
+    spec = scene_spec(facts["spec"])
+    parts: dict[object, Box] = dict(zip(spec.subjects, facts["subjects"]))
+    return parts if spec.lettering is None else parts | {spec.lettering: facts["text"]}
+
+
+def _covered(boxes: Iterable[Box], grid: Tensor) -> Tensor:
+    """The cells of a grid that boxes touch."""
+    cells = torch.zeros(grid.shape, dtype=torch.bool)
+    for box in boxes:
+        left, top, right, bottom = (edge / PIXELS_PER_TOKEN for edge in box)
+        cells[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = True
+    return cells
 
 
 def _spelt(

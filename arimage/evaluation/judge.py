@@ -5,7 +5,6 @@ judgement of the true scene is the ceiling that stands beside it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +14,12 @@ from torch import Tensor
 
 from arimage.data.assets import Assets
 from arimage.data.colors import BY_NAME
-from arimage.data.records import Record
 from arimage.data.scenes.draw import draw
 from arimage.data.scenes.spec import Background, Box, SceneSpec, Shade, Subject
+from arimage.evaluation.cases import Case
 from arimage.evaluation.features import PictureFeatures
 from arimage.evaluation.measures import Foreground, foreground, named_color_found, region_psnr, square_crop
+from arimage.evaluation.phrasings import KINDS
 from arimage.evaluation.reading import TextReader, characters_found, word_similarity, words_found
 
 Share = tuple[float, float]
@@ -27,22 +27,7 @@ NEAR = 0.12
 ENOUGH_PSNR = 24.0
 GALLERY_SIDE = 192
 SAME = 2
-
-
-@dataclass(frozen=True)
-class Case:
-    """One picture that is asked for."""
-
-    group: str
-    index: int
-    language: str
-    prompt: str
-    record: Record
-
-    @property
-    def scene(self) -> dict[str, Any]:
-        """The description of the scene, as data."""
-        return self.record.truth["spec"]
+SPILL = 0.04
 
 
 class Judge:
@@ -61,19 +46,37 @@ class Judge:
         return TextReader()
 
     def __call__(self, case: Case, picture: Image.Image) -> dict[str, Share]:
-        """Judgements by ability."""
+        """Judgements by ability; of a prompt in own words those of its kind, under names of their own."""
+        if case.second is not None:
+            first, second = self._repainted(case, picture), self._edited(case, picture)
+            return {"two edits": _all(first, second), "two edits, first": first, "two edits, second": _all(second)}
+        if case.record.mask is not None and case.record.task in ("replace", "add"):
+            return {"masked edit": _all(self._boxed(case, picture), _untouched(case, picture))}
+        shares = self._shares(case, picture)
+        if case.own_words is None:
+            return shares
+        ability = KINDS[case.own_words].ability
+        return {f"{name}, own words": share for name, share in shares.items() if name.startswith(ability)}
+
+    def _shares(self, case: Case, picture: Image.Image) -> dict[str, Share]:
         task = case.record.task
         if task in ("subject", "subjects"):
-            return self._background(case, picture) | self._subjects(case, picture) | self._no_text(picture)
+            found = self._background(case, picture) | self._subjects(case, picture)
+            return found if case.own_words is not None else found | self._no_text(picture)
         if task in ("text", "typography"):
             return self._text(case, picture)
         if task == "background":
-            painted = self._background(case, picture)["background colour"]
-            return {"edit: background": _all(painted, self._kept(case, picture))}
-        if task in ("replace", "add"):
-            return {f"edit: {task} subject": self._boxed(case, picture)}
+            return {"edit: background": self._repainted(case, picture)}
+        if task == "replace":
+            return {"edit: replace subject": self._edited(case, picture)}
+        if task == "add":
+            return {"edit: add subject": _all(self._edited(case, picture), self._kept(case, picture))}
+        if task == "remove":
+            return {"edit: remove subject": _all(self._edited(case, picture), self._repainted(case, picture))}
+        if task == "move":
+            return {"edit: move subject": self._moved(case, picture)}
         if task in ("add text", "change text"):
-            return {f"edit: text ({self._language(case)})": next(iter(self._text(case, picture).values()))}
+            return {f"edit: text ({self._language(case)})": self._edited(case, picture)}
         if task == "style":
             return {"edit: style": self._style(case, picture)}
         if task == "identity":
@@ -113,21 +116,54 @@ class Judge:
         return float(self._nearest(case, picture, seen.box, subject) == subject["concept"]), 1
 
     def _boxed(self, case: Case, picture: Image.Image) -> Share:
-        """The same of the one subject that the edit brought, in its own box."""
-        before = {(s["concept"], s["x"], s["y"]) for s in case.record.truth["sources"][-1]["spec"]["subjects"]}
+        """The same of the one subject that the edit brought, in its own box, where something must stand out."""
+        before = case.record.truth["sources"][-1]["spec"]["subjects"]
         for subject, box in zip(case.scene["subjects"], case.record.truth["subjects"]):
-            if (subject["concept"], subject["x"], subject["y"]) not in before:
-                return float(self._nearest(case, picture, box, subject) == subject["concept"]), 1
+            if subject not in before:
+                empty = foreground(picture, box) is None and foreground(case.record.image, box) is not None
+                return float(not empty and self._nearest(case, picture, box, subject) == subject["concept"]), 1
         return 0.0, 1
 
+    def _edited(self, case: Case, picture: Image.Image) -> Share:
+        """What a local edit asked for, and nothing else."""
+        if case.record.task == "remove":
+            return self._emptied(case, picture)
+        if case.record.task in ("add text", "change text"):
+            return next(iter(self._text(case, picture).values()))
+        return self._boxed(case, picture)
+
+    def _moved(self, case: Case, picture: Image.Image) -> Share:
+        """Whether the one subject stands at its new place, nothing is left at the old one, and the ground is right."""
+        seen, ground = foreground(picture), self._background(case, picture)["background colour"]
+        there = float(_near(seen, case)), 1
+        return _all(self._seen(case, picture, seen), there, self._emptied(case, picture), ground)
+
+    def _repainted(self, case: Case, picture: Image.Image) -> Share:
+        """Whether the background is right and what stood on it before stands there still."""
+        return _all(self._background(case, picture)["background colour"], self._kept(case, picture))
+
     def _kept(self, case: Case, picture: Image.Image) -> Share:
-        """Whether the subjects are as they were: 24 dB where old and new scene agree inside their boxes."""
+        """Whether the subjects of both scenes are as they were: 24 dB where the scenes agree inside their boxes."""
         source, target = case.record.sources[-1], case.record.image
         same = np.abs(np.asarray(source, np.int16) - np.asarray(target, np.int16)).max(axis=2) <= SAME
         region = np.zeros_like(same)
-        for left, top, right, bottom in case.record.truth["subjects"]:
-            region[top:bottom, left:right] = True
+        before = case.record.truth["sources"][-1]["spec"]["subjects"]
+        for subject, (left, top, right, bottom) in zip(case.scene["subjects"], case.record.truth["subjects"]):
+            if subject in before:
+                region[top:bottom, left:right] = True
         return float(region_psnr(picture, target, region & same) >= ENOUGH_PSNR), 1
+
+    def _emptied(self, case: Case, picture: Image.Image) -> Share:
+        """Whether nothing stands out any more where subjects were that are gone; others may spill over a little."""
+        before = case.record.truth["sources"][-1]
+        spill = round(SPILL * min(picture.size))
+        others = [(a - spill, b - spill, c + spill, d + spill) for a, b, c, d in case.record.truth["subjects"]]
+        gone = [
+            box
+            for subject, box in zip(before["spec"]["subjects"], before["subjects"])
+            if subject not in case.scene["subjects"]
+        ]
+        return float(all(foreground(picture, box, others) is None for box in gone)), 1
 
     def _style(self, case: Case, picture: Image.Image) -> Share:
         """Whether each subject is nearer to its own sprite in the wanted style than in any other."""
@@ -187,6 +223,14 @@ class Judge:
 
 def _all(*shares: Share) -> Share:
     return float(all(points == of for points, of in shares)), 1
+
+
+def _untouched(case: Case, picture: Image.Image) -> Share:
+    """Whether the picture is its source, bit for bit, where the mask protects it."""
+    assert case.record.mask is not None
+    protected = np.asarray(case.record.mask) <= 127
+    made, source = (np.asarray(one.convert("RGB"))[protected] for one in (picture, case.record.sources[-1]))
+    return float(np.array_equal(made, source)), 1
 
 
 def _close(seen: Foreground, should: Foreground) -> bool:

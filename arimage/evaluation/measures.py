@@ -1,5 +1,6 @@
 """Measures on pixels: the colour at the border, what stands out from it, and where."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,8 +46,8 @@ class Foreground:
     area: int
 
 
-def foreground(picture: Image.Image, within: Box | None = None) -> Foreground | None:
-    """The part of a picture (or of a box of it) that stands out; None when there is none."""
+def foreground(picture: Image.Image, within: Box | None = None, without: Sequence[Box] = ()) -> Foreground | None:
+    """The part of a picture (or of a box of it, less other boxes) that stands out; None when there is none."""
     from skimage.morphology import remove_small_objects
 
     pixels = np.asarray(picture.convert("RGB"))
@@ -55,6 +56,8 @@ def foreground(picture: Image.Image, within: Box | None = None) -> Foreground | 
         inside = np.zeros_like(out)
         inside[within[1] : within[3], within[0] : within[2]] = True
         out &= inside
+    for left, top, right, bottom in without:
+        out[max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = False
     out = remove_small_objects(out, max_size=SPECK)
     rows, columns = np.nonzero(out)
     if not len(rows):

@@ -35,7 +35,7 @@ def write_report(
         "rows": [{**asdict(row), "gap": row.gap} for row in table],
         "figures": dict(figures),
         "cases": [
-            {"group": o.case.group, "index": o.case.index, "language": o.case.language, "prompt": o.case.prompt,
+            {"group": o.case.group, "index": o.case.index, "language": o.case.language, "prompt": o.case.prompts,
              "shares": o.shares, "ceiling": o.ceiling}
             for o in outcomes
         ],
@@ -78,7 +78,7 @@ def sheet(outcomes: Sequence[Outcome], fonts: FontPack) -> Image.Image:
         judged = {name: share for name, share in outcome.shares.items() if name != "false text"}
         right = all(points == of for points, of in judged.values())
         wrong = ", ".join(name for name, (points, of) in judged.items() if points < of)
-        text = outcome.case.prompt if right else f"{outcome.case.prompt} [{wrong}]"
+        text = outcome.case.prompts if right else f"{outcome.case.prompts} [{wrong}]"
         wide = sum(ord(c) > 0x2E80 for c in text) > len(text) / 3
         lines = textwrap.wrap(text, width // (12 if wide else 7), max_lines=3)
         pen.text((left, top + SIDE), "\n".join(lines), font=font, fill=(20, 110, 40) if right else (170, 30, 30))

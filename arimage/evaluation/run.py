@@ -1,8 +1,9 @@
 """An evaluation from its config to its report."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,14 +12,18 @@ from torch import Tensor
 from arimage.data.assets import Assets
 from arimage.data.scenes import Scenes
 from arimage.data.scenes.settings import PICTURE_TASKS, SceneSettings
-from arimage.evaluation.codes import characters, stability
+from arimage.evaluation.cases import Case, cases
+from arimage.evaluation.codes import characters, counted_cells, stability
 from arimage.evaluation.config import EvaluateConfig
 from arimage.evaluation.features import kernel_distance
-from arimage.evaluation.judge import Case, Judge, Share
+from arimage.evaluation.judge import Judge, Share
+from arimage.images.masks import EditMask
 from arimage.inference.pipeline import ImagePipeline
-from arimage.inference.requests import ImageRequest
+from arimage.inference.requests import EngineImage, ImageRequest
 
 RESAMPLES = 2000
+IDLE_GREEDY = ("top_p", "top_k", "min_p")
+IDLE_UNGUIDED = ("guidance_interval", "negative_text")
 
 
 @dataclass(frozen=True)
@@ -56,19 +61,6 @@ class Row:
         return 100 * (max(values) - min(values)) if values else 0.0
 
 
-def cases(config: EvaluateConfig, assets: Assets, group: str) -> list[Case]:
-    """The cases of a group: each scene in each language."""
-    settings = config.groups[group]
-    scenes = Scenes(assets, settings.scenes)
-    made = []
-    for index in range(settings.cases or config.cases):
-        record = scenes[index]
-        for language in config.languages:
-            kind = f"{language}/sentence" if record.task in PICTURE_TASKS else language
-            made.append(Case(group, index, language, record.captions[kind], record))
-    return made
-
-
 def make_judge(config: EvaluateConfig) -> Judge:
     """The judge of an evaluation; it compares with all concepts and styles of the first group."""
     assets = Assets.open(config.assets)
@@ -85,12 +77,16 @@ def evaluate(
         wanted = cases(config, judge.assets, group)
         ceilings: dict[int, dict[str, Share]] = {}
         for batch in _batches(wanted, config.batch):
+            if config.part == "autoregressive":
+                outcomes += _of_codes(batch, pipeline, config)
+                continue
             for case, picture in zip(batch, pictures(batch, pipeline, config)):
                 if case.index not in ceilings:
                     ceilings[case.index] = judge(case, case.record.image)
                 outcomes.append(Outcome(case, picture, judge(case, picture), ceilings[case.index]))
         found = rows([outcome for outcome in outcomes if outcome.case.group == group])
-        say(f"{group}: {len(wanted)} pictures, " + ", ".join(f"{r.ability} {100 * r.share:.0f} %" for r in found))
+        what = "grids" if config.part == "autoregressive" else "pictures"
+        say(f"{group}: {len(wanted)} {what}, " + ", ".join(f"{r.ability} {100 * r.share:.0f} %" for r in found))
     return outcomes
 
 
@@ -117,17 +113,60 @@ def pictures(batch: Sequence[Case], pipeline: ImagePipeline, config: EvaluateCon
     if config.part == "decoder":
         with pipeline.networks.use("semantic_tokenizer") as tokenizer:
             tokens = tokenizer.encode([case.record.image.convert("RGB") for case in batch])
+    return [made.image for made in _made(batch, pipeline, config, config.options, tokens)]
+
+
+def _made(
+    batch: Sequence[Case],
+    pipeline: ImagePipeline,
+    config: EvaluateConfig,
+    options: Mapping[str, Any],
+    tokens: Sequence[Tensor | None],
+) -> list[EngineImage]:
+    """What the engine makes of some cases; a part alone starts second edits from the true picture between."""
+    sources = [case.record.sources if case.second is None else (case.second.source,) for case in batch]
+    chained = [place for place, case in enumerate(batch) if case.second is not None]
+    if chained and config.part == "model":
+        firsts = [_request(batch[place], config, batch[place].prompt, batch[place].record.sources) for place in chained]
+        for place, made in zip(chained, pipeline.make(firsts, **options)):
+            sources[place] = (made.image,)
+    prompts = [case.prompt if case.second is None else case.second.prompt for case in batch]
     requests = [
-        ImageRequest(
-            case.prompt,
-            case.record.image.size[::-1],
-            config.seed + case.index,
-            case.record.sources,
-            tokens=codes,
-        )
-        for case, codes in zip(batch, tokens)
+        replace(_request(case, config, prompt, pictures), tokens=codes)
+        for case, prompt, pictures, codes in zip(batch, prompts, sources, tokens)
     ]
-    return [made.image for made in pipeline.make(requests, **config.options)]
+    return pipeline.make(requests, **options)
+
+
+def _request(case: Case, config: EvaluateConfig, prompt: str, sources: tuple[Image.Image, ...]) -> ImageRequest:
+    size, mask = case.record.image.size[::-1], case.record.mask
+    if mask is None:
+        return ImageRequest(prompt, size, config.seed + case.index, sources)
+    return ImageRequest(prompt, size, config.seed + case.index, sources, sources[-1], EditMask(mask))
+
+
+def _of_codes(batch: Sequence[Case], pipeline: ImagePipeline, config: EvaluateConfig) -> list[Outcome]:
+    """How many of the generated codes are the true picture's, each greedily drawn and as the options say."""
+    options = {name: value for name, value in config.options.items() if name not in IDLE_UNGUIDED}
+    options |= {"steps": 1, "guidance": 1.0}
+    greedy = {name: value for name, value in options.items() if name not in IDLE_GREEDY} | {"temperature": 0.0}
+    none = [None] * len(batch)
+    made = {
+        "greedy": _made(batch, pipeline, config, greedy, none),
+        "drawn": _made(batch, pipeline, config, options, none),
+    }
+    with pipeline.networks.use("semantic_tokenizer") as tokenizer:
+        counted = [counted_cells(tokenizer, case.record) for case in batch]
+    outcomes = []
+    for place, (case, (true, cells)) in enumerate(zip(batch, counted)):
+        shares: dict[str, Share] = {}
+        for kind, chosen in cells.items():
+            for how, images in made.items():
+                right = float((images[place].tokens.cpu() == true)[chosen].sum())
+                shares[f"{case.group}: {kind}, {how}"] = right, float(chosen.sum())
+        whole = {name: (of, of) for name, (_, of) in shares.items()}
+        outcomes.append(Outcome(case, made["drawn"][place].image, shares, whole))
+    return outcomes
 
 
 def _batches(wanted: Sequence[Case], size: int) -> Iterator[list[Case]]:
@@ -178,9 +217,9 @@ def distances(outcomes: Sequence[Outcome], config: EvaluateConfig, judge: Judge)
     ``kid`` compares the pictures with as many other true scenes, ``kid_floor`` true scenes with those; both on the
     features of :class:`~arimage.evaluation.features.PictureFeatures`. ``nearest_training`` is the mean cosine
     similarity of a picture to the most similar of ``training`` training scenes, ``nearest_training_real`` that of the
-    held-out true scenes.
+    held-out true scenes. Prompts in own words do not count.
     """
-    chosen = [outcome for outcome in outcomes if outcome.case.record.task in PICTURE_TASKS]
+    chosen = [o for o in outcomes if o.case.record.task in PICTURE_TASKS and o.case.own_words is None]
     if len(chosen) < 2:
         return {}
     made = judge.features([outcome.picture for outcome in chosen])

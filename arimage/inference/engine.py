@@ -131,13 +131,13 @@ class Engine:
                 pictures.setdefault((id(request.canvas), request.size), request.canvas)
         if not pictures:
             return {}
-        resized = {key: resized(picture, key[1]) for key, picture in pictures.items()}
+        views = {key: resized(picture, key[1]) for key, picture in pictures.items()}
         with self.networks.use("semantic_tokenizer") as semantic_tokenizer:
-            codes = dict(zip(resized, semantic_tokenizer.encode(list(resized.values()))))
+            codes = dict(zip(views, semantic_tokenizer.encode(list(views.values()))))
         with self.networks.use("autoencoder") as autoencoder, torch.no_grad():
             return {
                 key: Reference(autoencoder.encode(pixels(picture)[None].to(self.networks.device))[0], codes[key])
-                for key, picture in resized.items()
+                for key, picture in views.items()
             }
 
     def reconstruct(self, picture: Image.Image) -> Image.Image:

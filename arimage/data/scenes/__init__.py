@@ -7,6 +7,7 @@ A record is a pure function of the settings and its index: the data set needs no
 part of it.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from random import Random
 
@@ -87,7 +88,7 @@ class Scenes:
             boxes = changed_boxes(edit.sources[-1], sources[-1], edit.target, drawn)
             facts["changed"] = boxes
             if edit.masked:
-                mask = _mask(boxes, size)
+                mask = edit_mask(boxes, size)
         grade = rating(edit.target, drawn, self.assets)
         images = tuple(source.image for source in sources)
         return Record(drawn.image, edit.instructions, images, mask, task, grade, "scene", facts)
@@ -117,7 +118,8 @@ def _grown(box: Box, by: int, spec: SceneSpec) -> Box:
     return max(0, left - by), max(0, top - by), min(spec.width, right + by), min(spec.height, bottom + by)
 
 
-def _mask(boxes: list[Box], size: tuple[int, int]) -> Image.Image:
+def edit_mask(boxes: Sequence[Box], size: tuple[int, int]) -> Image.Image:
+    """A mask, L, that is white in some boxes and a little around them."""
     mask = Image.new("L", size, 0)
     pen = ImageDraw.Draw(mask)
     margin = round(MASK_MARGIN * min(size))

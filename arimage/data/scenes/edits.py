@@ -71,13 +71,16 @@ class Editor:
     def background(self, random: Random, size: Size) -> Edit:
         scene = self._scene(random, size)
         target = replace(scene, background=self.composer.background(random, scene.background.first.name))
-        en, zh = self._backdrop(random, target.background)
-        instructions = {
+        return Edit((scene,), target, self.repainting(random, target.background), local=False)
+
+    def repainting(self, random: Random, background: Background) -> dict[str, str]:
+        """Instructions, by language, that lead to a background."""
+        en, zh = self._backdrop(random, background)
+        return {
             "en": random.choice((f"Change the background to {en}", f"make it {en}", f"Put it on {en} instead",
                                  f"Replace the background with {en}")),
             "zh": random.choice((f"把背景换成{zh}", f"将背景改为{zh}", f"背景改成{zh}")),
         }  # fmt: skip
-        return Edit((scene,), target, instructions, local=False)
 
     def replace(self, random: Random, size: Size) -> Edit:
         scene = self._scene(random, size)
