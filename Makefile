@@ -1,7 +1,7 @@
 # make demo     a fresh environment, and one picture from the embedded model
 # make test     a fresh environment, style, types and tests
 # make nano     train the embedded model from nothing (many hours of two cores, see configs/README.md; BUDGET=toy: minutes)
-# make evaluate what the embedded model can do, on held-out cases (artwork is fetched; half an hour on two cores)
+# make evaluate what the embedded model can do, on held-out cases (artwork is fetched; two to three hours on two cores: 27 groups)
 # make bench    the unmodified reference and ours on the same weights, in one process
 # make interop  the same folders in the unmodified reference, in an environment of its own
 
