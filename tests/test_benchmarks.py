@@ -14,7 +14,6 @@ import torch
 import yaml
 
 from arimage.autoregressive.sampling import TokenSampling
-from arimage.checkpoints.embedded import embedded_folder
 from arimage.checkpoints.model_config import ModelConfig
 from arimage.inference.engine import Engine
 from arimage.inference.networks import Networks
@@ -138,8 +137,8 @@ def test_our_prompt_is_not_counted_among_the_tokens(pipeline):
     assert times == {"prompt": 1, "tokens": 2, "diffusion": 1, "autoencoder": 1, "other": 4, "whole": 9}
 
 
-def test_the_memory_of_a_picture_grows_with_its_size():
-    small, large = (speed.picture_memory(embedded_folder(), size, ["ours"])["ours"] for size in (64, 512))
+def test_the_memory_of_a_picture_grows_with_its_size(checkpoint_folder):
+    small, large = (speed.picture_memory(checkpoint_folder, size, ["ours"])["ours"] for size in (64, 256))
     assert 0.1 < small < large < 5
 
 
