@@ -32,6 +32,7 @@ full_size = importlib.import_module("full_size")
 kernels = importlib.import_module("kernels")
 speed = importlib.import_module("speed")
 bandwidth_once = functools.cache(full_size.machine.bandwidth)
+throughput_once = functools.cache(full_size.machine.throughput)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,7 @@ def model(tmp_path_factory) -> Path:
 def run(model, tmp_path, monkeypatch, capsys):
     """Run a benchmark's ``main``; gives its JSON and the last table that it printed."""
     monkeypatch.setattr(full_size.machine, "bandwidth", bandwidth_once)
+    monkeypatch.setattr(full_size.machine, "throughput", throughput_once)
 
     def once(script, *options: str) -> tuple[dict, str]:
         output = tmp_path / "results.json"
@@ -112,7 +114,8 @@ def test_weights_of_zeros_are_noticed(tmp_path, monkeypatch):
 
 
 def test_the_parts_of_a_picture_add_up_on_both_sides(run):
-    found, table = run(full_size, "--sizes", "32", "64", "--steps", "2", "--batch", "2")
+    sizes = ("--sizes", "32", "64")
+    found, table = run(full_size, *sizes, "--steps", "2", "--batch", "2", "--warm-up-steps", "0")
     assert [case["size"] for case in found["cases"]] == [32, 64]
     assert found["command"].startswith("python")
     for case in found["cases"]:
