@@ -202,9 +202,7 @@ def test_the_autoregressive_model_learns_a_handful_by_heart(
         assert (made[-1] == true[-1]).float().mean() == 1.0
 
 
-def test_the_decoder_learns_a_handful_by_heart(
-    autoencoder: Run, assets: Path, handful: Path, tmp_path: Path
-) -> None:
+def test_the_decoder_learns_a_handful_by_heart(autoencoder: Run, assets: Path, handful: Path, tmp_path: Path) -> None:
     folder = autoencoder.output / "checkpoint"
     settings = {"drop_all": 0.0, "corrupt": 0.0}
     run = overfit("decoder", folder, assets, handful, tmp_path / "run", 250, decoder=settings)
