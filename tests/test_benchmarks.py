@@ -14,7 +14,6 @@ import torch
 import yaml
 
 from arimage.autoregressive.sampling import TokenSampling
-from arimage.checkpoints.embedded import embedded_folder
 from arimage.checkpoints.model_config import ModelConfig
 from arimage.inference.engine import Engine
 from arimage.inference.networks import Networks
@@ -33,6 +32,7 @@ full_size = importlib.import_module("full_size")
 kernels = importlib.import_module("kernels")
 speed = importlib.import_module("speed")
 bandwidth_once = functools.cache(full_size.machine.bandwidth)
+throughput_once = functools.cache(full_size.machine.throughput)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,7 @@ def model(tmp_path_factory) -> Path:
 def run(model, tmp_path, monkeypatch, capsys):
     """Run a benchmark's ``main``; gives its JSON and the last table that it printed."""
     monkeypatch.setattr(full_size.machine, "bandwidth", bandwidth_once)
+    monkeypatch.setattr(full_size.machine, "throughput", throughput_once)
 
     def once(script, *options: str) -> tuple[dict, str]:
         output = tmp_path / "results.json"
@@ -113,7 +114,8 @@ def test_weights_of_zeros_are_noticed(tmp_path, monkeypatch):
 
 
 def test_the_parts_of_a_picture_add_up_on_both_sides(run):
-    found, table = run(full_size, "--sizes", "32", "64", "--steps", "2", "--batch", "2")
+    sizes = ("--sizes", "32", "64")
+    found, table = run(full_size, *sizes, "--steps", "2", "--batch", "2", "--warm-up-steps", "0")
     assert [case["size"] for case in found["cases"]] == [32, 64]
     assert found["command"].startswith("python")
     for case in found["cases"]:
@@ -138,8 +140,8 @@ def test_our_prompt_is_not_counted_among_the_tokens(pipeline):
     assert times == {"prompt": 1, "tokens": 2, "diffusion": 1, "autoencoder": 1, "other": 4, "whole": 9}
 
 
-def test_the_memory_of_a_picture_grows_with_its_size():
-    small, large = (speed.picture_memory(embedded_folder(), size, ["ours"])["ours"] for size in (64, 512))
+def test_the_memory_of_a_picture_grows_with_its_size(checkpoint_folder):
+    small, large = (speed.picture_memory(checkpoint_folder, size, ["ours"])["ours"] for size in (64, 256))
     assert 0.1 < small < large < 5
 
 

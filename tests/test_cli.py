@@ -238,6 +238,18 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(cli, comman
     assert err.endswith(": Not a directory\n")
 
 
+def test_a_result_that_its_format_cannot_hold_is_refused_before_the_work(cli):
+    """No model is there to be loaded."""
+    photo(40, 40).save("photo.jpg")
+    Image.new("RGB", (16_400, 8)).save("wide.png")
+    for source, *more in (["wide.png"], ["photo.jpg", "--outpaint", "16400", "0", "0", "0"]):
+        command = ["edit", source, "x", *more, "-o", "x.webp", "--model", "nowhere"]
+        code, out, err = cli(*command, model=False)
+        assert (code, out) == (1, "")
+        assert err.startswith(f"arimage: cannot write x.webp: {16_440 if more else 16_400}x")
+        assert err.endswith("pixels, and WEBP holds 16383 a side; use .png\n")
+
+
 def test_ctrl_c_in_a_batch_keeps_what_is_finished_and_says_so(cli, monkeypatch):
     """Pressed while the third of four pictures is written; of a folder, and of prompts."""
     Path("in").mkdir()
@@ -388,25 +400,23 @@ def wait_for(condition, seconds=60):
         time.sleep(0.02)
 
 
-def test_a_killed_folder_edit_goes_on_where_it_stopped(checkpoint_folder, tmp_path):
+def test_a_killed_folder_edit_goes_on_where_it_stopped(cli, checkpoint_folder, tmp_path):
     """Killed twice at some moment: every output is there once, none is cut short."""
     (tmp_path / "in").mkdir()
-    for i in range(20):
+    for i in range(9):
         photo(64, 64, i).save(tmp_path / "in" / f"{i:02}.png")
-    command = ["edit", "in", "blue", "-o", "out", "--steps", "3", "--seed", "1", "--model", str(checkpoint_folder)]
+    command = ["edit", "in", "blue", "-o", "out", "--steps", "3", "--seed", "1"]
     finished = lambda: list((tmp_path / "out").glob("*.png"))  # noqa: E731
-    for least in (3, 9):
-        process = start(command, tmp_path)
+    for least in (1, 3):
+        process = start([*command, "--model", str(checkpoint_folder)], tmp_path)
         wait_for(lambda least=least: len(finished()) >= least)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         for path in finished():
             Image.open(path).load()
-    assert len(finished()) < 20
-    last = start(command, tmp_path)
-    last.communicate(timeout=120)
-    assert last.returncode == 0
-    assert sorted(path.name for path in finished()) == [f"{i:02}.png" for i in range(20)]
+    assert len(finished()) < 9
+    assert cli(*command)[0] == 0
+    assert sorted(path.name for path in finished()) == [f"{i:02}.png" for i in range(9)]
     for path in finished():
         Image.open(path).load()
         assert read_recipe(path) is not None

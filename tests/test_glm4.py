@@ -4,15 +4,18 @@ import json
 
 import pytest
 import torch
+import yaml
 from transformers import Glm4Config, Glm4ForCausalLM
 
 from arimage.autoregressive.layout import Grid, build_prompt
 from arimage.checkpoints.bpe import train_tokenizer
 from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.initialization import initialize_folder
+from arimage.cli.main import run
 from arimage.errors import CheckpointError, UsageError
 from arimage.inference.engine import Engine
 from arimage.inference.networks import Networks
+from tests.test_checkpoint import cache
 from tests.tiny import randomize
 from tests.tiny_checkpoint import CONFIG
 
@@ -63,6 +66,22 @@ def test_the_new_folder_holds_the_vision_words_and_the_old_text(glm4, tmp_path):
     prompt = build_prompt(engine.vocabulary, "some text", Grid(2, 2))
     assert min(engine.vocabulary.encode("some text 文字")) >= WORDS
     assert prompt.tokens[-1] == engine.vocabulary.image_start
+
+
+@pytest.mark.parametrize("glm4", [0], indirect=True)
+def test_glm4_is_found_in_the_hubs_local_cache(glm4, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(CONFIG.model_dump(mode="json")), encoding="utf-8")
+    command = ["init", "model.yaml", "--from-glm4", "owner/name", "-o", "new"]
+    with pytest.raises(SystemExit):
+        run(command)
+    assert capsys.readouterr().err.endswith("download it first: hf download owner/name\n")
+    cache(tmp_path / "hub", glm4[0])
+    with pytest.raises(SystemExit) as caught:
+        run(command)
+    assert not caught.value.code
+    assert Checkpoint.open(tmp_path / "new").config.text_model.vocab_size == WORDS + TEXT_ROWS
 
 
 def test_other_language_models_are_refused(glm4, tmp_path):

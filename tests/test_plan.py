@@ -1,7 +1,9 @@
 """The planner against what can be counted, and the recipe of nano from nothing to a picture."""
 
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.initialization import initialize_folder
+from arimage.cli.main import run
 from arimage.errors import UsageError
 from arimage.training.batches import StepBatches
 from arimage.training.config import TrainConfig
@@ -31,8 +34,6 @@ MACHINE = Machine(gpus=1, memory=80, teraflops=100, utilisation=1.0)
 
 @pytest.mark.parametrize("network", ["decoder", "autoregressive"])
 def test_the_work_of_a_step_is_what_is_counted(network: str, tmp_path: Path) -> None:
-    import json
-
     definition, config = tiny_tokenizer(CONFIG)
     (tmp_path / "t.json").write_text(json.dumps(definition), encoding="utf-8")
     start = initialize_folder(config, tmp_path / "start", tokenizer=tmp_path / "t.json", dtype=torch.float32)
@@ -98,15 +99,47 @@ def test_dimensions_that_cannot_be_found_are_an_error(tmp_path: Path) -> None:
         plan_stage(file, [], MACHINE)
 
 
-@pytest.mark.timeout(1200)
-def test_the_recipe_of_nano_goes_from_nothing_to_a_picture(tmp_path: Path) -> None:
+ASK = """
+import json, socket, sys
+with socket.create_connection(("localhost", int(sys.argv[1]))) as place:
+    place.sendall(json.dumps(sys.argv[2:]).encode() + b"\\n")
+    sys.exit(int(place.makefile().read() or 1))
+"""
+
+
+def answer(commands: socket.socket, asking: subprocess.Popen[str]) -> None:
+    """Run here, with everything imported, the commands that a program asks for until it ends."""
+    commands.settimeout(0.2)
+    while asking.poll() is None:
+        try:
+            connection, _ = commands.accept()
+        except TimeoutError:
+            continue
+        connection.settimeout(None)
+        with connection, connection.makefile("rw") as stream:
+            with pytest.raises(SystemExit) as caught:
+                run(json.loads(stream.readline()))
+            stream.write(str(caught.value.code or 0))
+
+
+@pytest.mark.timeout(900)
+def test_the_recipe_of_nano_goes_from_nothing_to_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its fifteen commands come to this process, as each would import all libraries anew."""
     assets = write_assets(tmp_path / "assets", ("noto", "fluent-flat"))
-    environment = {
-        **os.environ, "BUDGET": "toy", "ASSETS": str(assets), "ARIMAGE": f"{sys.executable} -m arimage",
-    }  # fmt: skip
-    command = ["bash", str(ROOT / "configs" / "nano" / "run.sh"), str(tmp_path / "run")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1100, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "ask.py").write_text(ASK)
+    with socket.create_server(("localhost", 0)) as commands:
+        arimage = f"{sys.executable} -I -S {tmp_path}/ask.py {commands.getsockname()[1]}"
+        recipe = subprocess.Popen(
+            ["bash", "configs/nano/run.sh", str(tmp_path / "run")], stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "BUDGET": "toy", "ASSETS": str(assets), "ARIMAGE": arimage},
+        )  # fmt: skip
+        try:
+            answer(commands, recipe)
+        finally:
+            recipe.kill()
+            _, told = recipe.communicate()
+    assert recipe.returncode == 0, told[-3000:]
     checkpoint = Checkpoint.open(tmp_path / "run" / "nano")
     assert not checkpoint.is_random
     assert checkpoint.config.autoencoder.latents_mean is not None

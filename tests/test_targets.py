@@ -10,7 +10,7 @@ from arimage.cli.targets import output_paths, plan_edits, sheet_path, typed, wit
 from arimage.errors import ArimageError, UsageError
 from arimage.files import check_writable
 from arimage.images.recipe import Recipe, Source
-from arimage.images.writing import save_picture
+from arimage.images.writing import check_holds, save_picture
 from tests.conftest import photo
 
 
@@ -180,3 +180,14 @@ def test_a_picture_that_a_format_cannot_hold_is_told():
     with pytest.raises(ArimageError, match=r"cannot write wide\.webp: .*; use \.png"):
         save_picture(Image.new("RGB", (16_400, 1)), "wide.webp")
     assert not Path("wide.webp").exists()
+
+
+@pytest.mark.parametrize(("name", "most"), [("x.webp", 16_383), ("x.jpg", 65_500)])
+def test_the_longest_sides_are_those_that_can_be_written(name, most):
+    check_holds(Path(name), (1, most))
+    save_picture(Image.new("RGB", (most, 1)), name)
+    with pytest.raises(
+        ArimageError, match=rf"cannot write {name}: {most + 1}x1 pixels, .* holds {most} a side; use \.png"
+    ):
+        check_holds(Path(name), (most + 1, 1))
+    check_holds(Path("x.png"), (100_000, 1))

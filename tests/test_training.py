@@ -107,11 +107,10 @@ def test_a_stage_runs_and_what_it_writes_opens_and_makes_a_picture(
         assert list((tmp_path / "run" / "samples").glob("*.png"))
 
 
-@pytest.fixture
-def handful(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def handful(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two pictures with captions."""
-    folder = tmp_path / "handful"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("handful")
     for name, left, right in (("one", (220, 40, 40), (250, 240, 90)), ("two", (30, 60, 200), (240, 240, 240))):
         image = Image.new("RGB", (64, 64), left)
         image.paste(right, (32, 0, 64, 64))
@@ -131,17 +130,22 @@ def overfit(network: str, start: Path, assets: Path, handful: Path, output: Path
     return run
 
 
-def test_the_autoencoder_learns_a_handful_by_heart(start: Path, assets: Path, handful: Path, tmp_path: Path) -> None:
-    run = overfit(
-        "autoencoder", start, assets, handful, tmp_path / "run", 150, autoencoder={"crop": 0, "statistics_samples": 2}
-    )
-    rows = metrics(tmp_path / "run")
+@pytest.fixture(scope="module")
+def autoencoder(start: Path, assets: Path, handful: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One that knows the handful."""
+    settings = {"crop": 0, "statistics_samples": 2}
+    return overfit("autoencoder", start, assets, handful, tmp_path_factory.mktemp("vae"), 150, autoencoder=settings)
+
+
+def test_the_autoencoder_learns_a_handful_by_heart(autoencoder: Run) -> None:
+    run = autoencoder
+    rows = metrics(run.output)
     assert rows[-1]["psnr"] > rows[0]["psnr"] + 10
     shown = run.objective.pictures(run.batches.examples(0)[0])[0][1]
     true, made = shown.getpixel((8, 8)), shown.getpixel((64 + 8, 8))
     assert max(abs(a - b) for a, b in zip(true, made)) < 40
     assert run.objective.report(run.batches, 1)["picture_psnr"] > 20
-    config = Checkpoint.open(tmp_path / "run" / "checkpoint").config.autoencoder
+    config = Checkpoint.open(run.output / "checkpoint").config.autoencoder
     assert config.latents_mean != CONFIG.autoencoder.latents_mean
     assert all(value > 0 for value in config.latents_std)
 
@@ -186,7 +190,7 @@ def test_the_tokenizer_learns_a_handful_by_heart(start: Path, assets: Path, hand
 def test_the_autoregressive_model_learns_a_handful_by_heart(
     start: Path, assets: Path, handful: Path, tmp_path: Path
 ) -> None:
-    run = overfit("autoregressive", start, assets, handful, tmp_path / "run", 500, clip=5.0)
+    run = overfit("autoregressive", start, assets, handful, tmp_path / "run", 250, clip=5.0)
     rows = metrics(tmp_path / "run")
     assert rows[-1]["loss"] < 0.1 * rows[0]["loss"]
     objective = run.objective.eval()
@@ -198,9 +202,8 @@ def test_the_autoregressive_model_learns_a_handful_by_heart(
         assert (made[-1] == true[-1]).float().mean() == 1.0
 
 
-def test_the_decoder_learns_a_handful_by_heart(start: Path, assets: Path, handful: Path, tmp_path: Path) -> None:
-    autoencoder = overfit("autoencoder", start, assets, handful, tmp_path / "vae", 150, autoencoder={"crop": 0})
-    folder = Path(autoencoder.config.output) / "checkpoint"
+def test_the_decoder_learns_a_handful_by_heart(autoencoder: Run, assets: Path, handful: Path, tmp_path: Path) -> None:
+    folder = autoencoder.output / "checkpoint"
     settings = {"drop_all": 0.0, "corrupt": 0.0}
     run = overfit("decoder", folder, assets, handful, tmp_path / "run", 250, decoder=settings)
     rows = metrics(tmp_path / "run")

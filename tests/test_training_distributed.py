@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +15,17 @@ import torch
 from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.initialization import initialize_folder
 from arimage.training.config import TrainConfig
-from arimage.training.loop import train
-from tests.test_training import CPU, losses, stage
+from arimage.training.loop import learning_rate, train
+from tests.test_training import CPU, losses, metrics, stage
 from tests.tiny_assets import write_assets
 from tests.tiny_checkpoint import CONFIG, tiny_tokenizer
 
+ROOT = Path(__file__).parent.parent
+HANDED_OVER: dict[str, Any] = {"steps": 6, "save_every": 3, "keep": 9}
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+pytestmark = pytest.mark.timeout(900)  # the first test of each kind starts the processes
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +38,53 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def by_two(config: TrainConfig, file: Path, sharded: bool) -> None:
-    file.write_text(config.model_dump_json(), encoding="utf-8")
+def by_two(file: Path, sharded: bool, configs: Sequence[TrainConfig]) -> None:
+    """Train stages one after the other in two processes, which are started once."""
+    commands = []
+    for number, config in enumerate(configs):
+        stage_file = file.with_name(f"{file.name}-{number}.yaml")
+        stage_file.write_text(config.model_dump_json(), encoding="utf-8")
+        commands.append(json.dumps(["train", str(stage_file), "--threads", "1"]))
+    file.write_text("\n".join(commands), encoding="utf-8")
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port),
-               "-m", "arimage", "train", str(file), "--threads", "1"]  # fmt: skip
+               "-m", "tests.commands", str(file)]  # fmt: skip
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", **(SHARDED if sharded else {})}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def two_of(network: str, sharded: bool, place: Path, name: str, **more: Any) -> TrainConfig:
+    """A stage for two processes: the whole batch is of four."""
+    output = place / f"{network}-{sharded}-{name}"
+    return stage(network, place / "start", place / "assets", output, batch_size=2, **more)
+
+
+def again(config: TrainConfig) -> TrainConfig:
+    """A new schedule from the weights of its run."""
+    return config.model_copy(update={"steps": 2, "restart": True})
+
+
+@pytest.fixture(scope="module")
+def replicated(place: Path) -> None:
+    """What two processes with all weights each make."""
+    by_two(
+        place / "replicated", False, [two_of(network, False, place, "two") for network in ("decoder", "autoencoder")]
+    )
+
+
+@pytest.fixture(scope="module")
+def sharded(place: Path) -> None:
+    """What two processes with half of the weights each make."""
+    short = two_of("decoder", True, place, "restarted", steps=3)
+    stages = [two_of(network, True, place, "two") for network in ("decoder", "autoregressive")]
+    by_two(
+        place / "sharded",
+        True,
+        [*stages, two_of("decoder", True, place, "handed-over", **HANDED_OVER), short, again(short)],
+    )
 
 
 def weights(checkpoint: Checkpoint, name: str) -> torch.Tensor:
@@ -48,14 +92,8 @@ def weights(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     return torch.cat([value.flatten() for _, value in sorted(state.items())])
 
 
-@pytest.mark.parametrize(
-    ("network", "sharded"), [("decoder", False), ("decoder", True), ("autoregressive", True), ("autoencoder", False)]
-)
-def test_two_processes_give_the_losses_and_the_checkpoint_of_one(network: str, sharded: bool, place: Path) -> None:
-    one = place / f"{network}-{sharded}-one"
-    two = place / f"{network}-{sharded}-two"
-    train(stage(network, place / "start", place / "assets", one, batch_size=4))
-    by_two(stage(network, place / "start", place / "assets", two, batch_size=2), place / f"{two.name}.yaml", sharded)
+def assert_alike(one: Path, two: Path, place: Path) -> None:
+    """The losses of both runs, and their checkpoints beside the start's."""
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     whole, parts, before = (Checkpoint.open(path) for path in (one / "checkpoint", two / "checkpoint", place / "start"))
     assert whole.config.model_dump(exclude={"autoencoder"}) == parts.config.model_dump(exclude={"autoencoder"})
@@ -65,15 +103,38 @@ def test_two_processes_give_the_losses_and_the_checkpoint_of_one(network: str, s
         assert torch.linalg.vector_norm(first - second) <= 5e-3 * torch.linalg.vector_norm(first - start)
 
 
+@pytest.mark.parametrize(
+    ("network", "kind"),
+    [("decoder", "replicated"), ("autoencoder", "replicated"), ("decoder", "sharded"), ("autoregressive", "sharded")],
+)
+def test_two_processes_give_the_losses_and_the_checkpoint_of_one(
+    network: str, kind: str, place: Path, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(kind)
+    config = two_of(network, kind == "sharded", place, "one").model_copy(update={"batch_size": 4})
+    train(config)
+    assert_alike(Path(config.output), Path(two_of(network, kind == "sharded", place, "two").output), place)
+
+
+@pytest.mark.usefixtures("sharded")
+def test_a_new_schedule_of_two_sharded_processes_is_that_of_one(place: Path) -> None:
+    config = two_of("decoder", True, place, "restarted-one", steps=3).model_copy(update={"batch_size": 4})
+    train(config)
+    train(again(config))
+    two = Path(two_of("decoder", True, place, "restarted").output)
+    assert sorted(losses(two)) == [1, 2, 3, 4, 5]
+    rates = [row["learning_rate"] for row in metrics(two)]
+    assert rates[3:] == [learning_rate(again(config), step) for step in range(2)]
+    assert_alike(Path(config.output), two, place)
+
+
+@pytest.mark.usefixtures("sharded")
 def test_one_process_goes_on_from_what_two_sharded_ones_saved(place: Path) -> None:
-    settings = {"steps": 6, "save_every": 3, "keep": 9}
     straight = place / "straight"
-    train(stage("decoder", place / "start", place / "assets", straight, batch_size=4, **settings))
-    output = place / "handed-over"
-    config = stage("decoder", place / "start", place / "assets", output, batch_size=2, **settings)
-    by_two(config, place / "handed-over.yaml", sharded=True)
-    for path in (output / "states").glob("step-00000006"):
-        (path / "state.json").unlink()
+    train(stage("decoder", place / "start", place / "assets", straight, batch_size=4, **HANDED_OVER))
+    config = two_of("decoder", True, place, "handed-over", **HANDED_OVER)
+    output = Path(config.output)
+    (output / "states" / "step-00000006" / "state.json").unlink()
     (output / "metrics.jsonl").unlink()
     train(config.model_copy(update={"batch_size": 4}))
     assert losses(output) == pytest.approx({s: v for s, v in losses(straight).items() if s > 3}, rel=1e-5)

@@ -97,6 +97,16 @@ def edit(
         with written.reported(json):
             return
     check_writable(path for job in todo for path in job.paths)
+    failures: list[str] = []
+    if size is None:
+        for job in list(todo):
+            try:
+                _check_result(job, outpaint)
+            except ArimageError as error:
+                if len(plan) == 1:
+                    raise
+                failures.append(str(error))
+                todo.remove(job)
     pipeline = console.load(
         model, device=device, dtype=dtype, placement=placement, lora=lora or (), weights=weights, compile=compile
     )
@@ -119,7 +129,6 @@ def edit(
         size=size,
     )
     chosen.update(images_per_prompt=count, mask=mask, mask_polarity=mask_polarity, outpaint=outpaint, strength=strength)
-    failures: list[str] = []
     with written.reported(json):
         for number, job in enumerate(todo, 1):
             if len(todo) > 1:
@@ -131,7 +140,26 @@ def edit(
                     raise
                 failures.append(str(error))
     if failures:
-        raise ArimageError(f"{len(failures)} of {len(todo)} failed:\n  " + "\n  ".join(failures))
+        raise ArimageError(f"{len(failures)} of {written.total // count} failed:\n  " + "\n  ".join(failures))
+
+
+def _check_result(job: "Job", outpaint: tuple[int, int, int, int] | None) -> None:
+    """Refuse an edit whose result, as large as its input and what is added to it, its file could not hold."""
+    from PIL import ExifTags, Image
+
+    from arimage.images.opening import DECODING_ERRORS
+    from arimage.images.writing import check_holds
+
+    try:
+        with Image.open(job.source) as image:
+            width, height = image.size
+            lying = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+    except DECODING_ERRORS:
+        return  # that is told where it is read
+    if lying:
+        width, height = height, width
+    left, top, right, bottom = outpaint or (0, 0, 0, 0)
+    check_holds(job.paths[0], (width + left + right, height + top + bottom))
 
 
 def _edit_one(

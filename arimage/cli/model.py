@@ -22,7 +22,10 @@ def init(
         list[str] | None, typer.Argument(help="key=value, for example text_model.num_hidden_layers=4.")
     ] = None,
     from_glm4: Annotated[
-        Path | None, typer.Option("--from-glm4", help="GLM-4 checkpoint folder to take the text model from.")
+        Path | None,
+        typer.Option(
+            "--from-glm4", help="GLM-4 whose text model is taken over: a folder, or owner/name in the hub's cache."
+        ),
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="A tokenizer.json to take over.")] = None,
     corpus: Annotated[
@@ -37,6 +40,7 @@ def init(
 
     arimage init configs/glm-image-9b/model.yaml --from-glm4 GLM-4-9B-0414 -o runs/start
     """
+    from arimage.checkpoints.hub import find
     from arimage.checkpoints.initialization import initialize_folder, read_corpus
     from arimage.checkpoints.model_config import ModelConfig
     from arimage.errors import UsageError
@@ -54,7 +58,7 @@ def init(
         load_yaml(config, ModelConfig, overrides or []),
         output,
         seed=seed,
-        glm4=from_glm4,
+        glm4=None if from_glm4 is None else find(from_glm4, "a GLM-4 checkpoint"),
         tokenizer=tokenizer,
         corpus=None if corpus is None else read_corpus(corpus),
         dtype=getattr(torch, dtype),

@@ -56,7 +56,7 @@ def reproduce(
     from arimage.errors import ArimageError
     from arimage.files import check_writable
     from arimage.images.provenance import read_recipe
-    from arimage.images.writing import lossy_notice, output_format
+    from arimage.images.writing import check_holds, lossy_notice, output_format
 
     if output is not None:
         output_format(output)
@@ -64,6 +64,8 @@ def reproduce(
     recipe = read_recipe(picture)
     if recipe is None:
         raise ArimageError(f"{picture} carries no recipe, so it cannot be made again")
+    if output is not None:
+        check_holds(output, recipe.output_size)
     console = Console(quiet)
     from arimage.inference.api import load
     from arimage.inference.reproduce import compare, recorded_adapters

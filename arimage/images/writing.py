@@ -14,6 +14,7 @@ from arimage.images.recipe import Recipe
 from arimage.images.sixteen_bits import encode_png
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}  # pixels, of what their libraries write
 
 
 def output_format(path: Path) -> str:
@@ -126,6 +127,19 @@ def encode_picture(
     except (OSError, ValueError) as error:
         raise ArimageError(f"{kind} does not take this picture ({error}); use .png") from None
     return buffer.getvalue()
+
+
+def check_holds(path: Path, size: tuple[int, int]) -> None:
+    """Refuse a picture of (width, height) that the format of its file cannot hold, before it is made.
+
+    Raises:
+        ArimageError: a side is too long.
+    """
+    most = LONGEST_SIDE.get(output_format(path), max(size))
+    if max(size) > most:
+        raise ArimageError(
+            f"cannot write {path}: {size[0]}x{size[1]} pixels, and {output_format(path)} holds {most} a side; use .png"
+        )
 
 
 def keeps_pixels(path: Path, protected: bool) -> bool:

@@ -264,8 +264,13 @@ class Run:
     def _load_weights(self, saved: state.Saved) -> None:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-        options = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(self.model, dict(saved.weights), options=options)
+        weights, sharded = dict(saved.weights), self.objective.sharded
+        if sharded:  # PyTorch spreads a weight that has two names by the first, and fails on the second
+            first = {name for name, _ in self.model.named_parameters()}
+            others = {name for name, _ in self.model.named_parameters(remove_duplicate=False)} - first
+            weights = {name: value for name, value in weights.items() if name not in others}
+        options = StateDictOptions(full_state_dict=True, strict=not sharded)
+        set_model_state_dict(self.model, weights, options=options)
 
     def _restore(self, saved: state.Saved, restarted: bool) -> None:
         """Take up what a state holds besides weights; of one with other settings the average and the best figure."""

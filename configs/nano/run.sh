@@ -25,27 +25,30 @@ fi
 train() {
   local stage=$1 from=$2; shift 2
   local settings=()
-  [ "$BUDGET" = toy ] && settings=("$@" precision=\"no\" warmup=2 evaluation_batches=1 scenes.groups=[] scenes.fonts=null scenes.minimum_rating=1)
+  [ "$BUDGET" = toy ] && settings=("$@" precision=\"no\" warmup=1 evaluation_batches=1 samples.steps=2 scenes.groups=[] scenes.fonts=null scenes.minimum_rating=1)
   [ "$stage" = tokenizer-512 ] && settings+=("tokenizer.classes=$WORK/tokenizer/classes.safetensors")
   [ -e "$WORK/$stage/checkpoint/model_index.json" ] && return
   $ARIMAGE train "configs/nano/$stage.yaml" start="$WORK/$from" output="$WORK/$stage" assets="$ASSETS" \
     ${settings[@]+"${settings[@]}"}
 }
 
-train autoencoder start steps=12 batch_size=4 autoencoder.crop=64 autoencoder.statistics_samples=8
-train autoencoder-whole autoencoder/checkpoint steps=3 batch_size=2 autoencoder.statistics_samples=8
-train tokenizer start steps=10 batch_size=4 tokenizer.class_samples=60
-train tokenizer-512 tokenizer/checkpoint steps=3 batch_size=2
+train autoencoder start steps=4 batch_size=4 autoencoder.crop=64 autoencoder.statistics_samples=8
+train autoencoder-whole autoencoder/checkpoint steps=1 batch_size=2 autoencoder.statistics_samples=8
+train tokenizer start steps=3 batch_size=4 tokenizer.class_samples=60
+train tokenizer-512 tokenizer/checkpoint steps=1 batch_size=2
 [ -e "$WORK/pixels/model_index.json" ] || $ARIMAGE assemble "$WORK/tokenizer-512/checkpoint" \
   autoencoder="$WORK/autoencoder-whole/checkpoint" --dtype float32 -o "$WORK/pixels"
-train autoregressive-256 pixels steps=10 batch_size=2
-train autoregressive-512 autoregressive-256/checkpoint steps=3 batch_size=1
-train autoregressive-quality autoregressive-512/checkpoint steps=3 batch_size=1
-train decoder-256 pixels steps=10 batch_size=2
-train decoder-512 decoder-256/checkpoint steps=3 batch_size=1
-train decoder-quality decoder-512/checkpoint steps=3 batch_size=1
+train autoregressive-256 pixels steps=3 batch_size=2
+train autoregressive-512 autoregressive-256/checkpoint steps=1 batch_size=1
+train autoregressive-quality autoregressive-512/checkpoint steps=1 batch_size=1
+train decoder-256 pixels steps=3 batch_size=2
+train decoder-512 decoder-256/checkpoint steps=1 batch_size=1 decoder.draws=1
+train decoder-quality decoder-512/checkpoint steps=1 batch_size=1 decoder.draws=1
 
 rm -rf "$WORK/nano"
 $ARIMAGE assemble "$WORK/decoder-quality/checkpoint" autoregressive="$WORK/autoregressive-quality/checkpoint" \
   --name arimage-nano -o "$WORK/nano"
-$ARIMAGE generate "a fox on a blue background" --model "$WORK/nano" --size 256 --seed 1 -o "$WORK/fox.png"
+steps=()
+[ "$BUDGET" = toy ] && steps=(--steps 4)
+$ARIMAGE generate "a fox on a blue background" --model "$WORK/nano" --size 256 --seed 1 ${steps[@]+"${steps[@]}"} \
+  -o "$WORK/fox.png"
