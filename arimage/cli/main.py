@@ -65,7 +65,11 @@ def options(
 
 def run(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        from backends.memory import keep_freed_memory
+
+        keep_freed_memory()
+        arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     print_what_can_be_shown()
