@@ -765,7 +765,8 @@ def test_a_state_of_other_settings_is_refused_and_they_are_named(trained: TrainC
     [
         {"gradient_checkpointing": True}, {"evaluation_batches": 3}, {"max_bad_share": 0.5}, {"evaluation": []},
         {"workers": 2}, {"keep": 9}, {"output": "elsewhere"}, {"tokenizer": {"decay": 0.5}}, {"restart": True},
-        {"schedule": "constant", "steps": 99, "final_share": 0.5}, {"autoencoder": {"statistics_samples": 9}},
+        {"schedule": "constant", "steps": 99, "final_share": 0.5},
+        {"autoencoder": {"statistics_samples": 9, "latent_scale": "pixels"}},
     ],
 )  # fmt: skip
 def test_what_does_not_decide_the_weights_may_change(

@@ -18,6 +18,7 @@ FREE = frozenset({
     "samples", "trackers", "output", "compile", "gradient_checkpointing", "on_spike", "spike_factor", "max_bad_share",
     "restart", "assets", "scenes",
 })  # fmt: skip
+MEASURED_AT_THE_END = ("statistics_samples", "latent_scale")
 LISTED = 8
 LONGEST = 60
 
@@ -36,7 +37,7 @@ def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     if kept["schedule"] == "constant":
         del kept["steps"], kept["final_share"]
     if "autoencoder" in kept:
-        kept["autoencoder"] = {k: v for k, v in kept["autoencoder"].items() if k != "statistics_samples"}
+        kept["autoencoder"] = {k: v for k, v in kept["autoencoder"].items() if k not in MEASURED_AT_THE_END}
     kept["batch_size"] *= settings["processes"]
     kept["start"] = settings["start_weights"][:12]
     return kept
