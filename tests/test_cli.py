@@ -393,7 +393,7 @@ def start(arguments, folder):
     )  # fmt: skip
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
