@@ -165,9 +165,11 @@ def test_make_test_checks_style_types_and_tests_in_a_fresh_environment(tmp_path)
     assert create[1:] == ["-m", "venv", f"{tmp_path}/fresh/test"]
     assert install[-4:] == ["-c", "constraints.txt", "-e", ".[dev]"]
     inside = f"{tmp_path}/fresh/test/bin"
-    for checked in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
+    for checked in (["ruff", "check", "."], ["ruff", "format", "--check", "."]):
         assert [f"{inside}/{checked[0]}", *checked[1:]] in rest
-    tests = rest[-1]
+    types, tests, end = rest[-3:]
+    assert types[:2] == [f"{inside}/mypy", "&"]
+    assert end[-5:] == ["wait", "$types", "&&", "exit", "$tests"]
     assert tests[tests.index(f"{inside}/python") :][1:4] == ["-m", "pytest", "tests"]
     assert "--durations=10" in tests
 
