@@ -177,6 +177,6 @@ def test_stability_and_spelling_of_a_tokenizer_are_measured(start: Path, assets:
     found = stability(tokenizer, pack, SCENES, 3)
     assert list(found) == list(CHANGES)
     assert all(0 <= same <= of for shares in found.values() for same, of in shares)
-    read = characters(tokenizer, pack, SCENES, SCENES, 4)
+    read = characters(tokenizer, pack, SCENES, SCENES, 4, learnt=32)
     assert len(read) == 4
     assert all(0 <= right <= of for right, of in read)

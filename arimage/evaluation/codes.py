@@ -67,14 +67,20 @@ def stability(
 
 
 def characters(
-    tokenizer: SemanticTokenizer, assets: Assets, training: SceneSettings, held_out: SceneSettings, count: int
+    tokenizer: SemanticTokenizer,
+    assets: Assets,
+    training: SceneSettings,
+    held_out: SceneSettings,
+    count: int,
+    learnt: int = 1600,
 ) -> list[Share]:
     """Characters of ``count`` held-out texts that their code names: (right, characters) of each text.
 
-    A code stands for the character that it has most often in eight times as many texts of ``training``.
+    A code stands for the character that it has most often in ``learnt`` texts of ``training``, which must be so many
+    that rare characters occur.
     """
     votes: dict[int, Counter[str]] = {}
-    for _, character, code in _spelt(tokenizer, assets, training, 8 * count):
+    for _, character, code in _spelt(tokenizer, assets, training, learnt):
         votes.setdefault(code, Counter())[character] += 1
     meant = {code: counter.most_common(1)[0][0] for code, counter in votes.items()}
     shares: dict[int, list[float]] = {}
