@@ -1,6 +1,6 @@
-"""Attention kernels, and which of them serves a tensor.
+"""Attention kernels, and which of them takes a tensor.
 
-flash-attn serves half-precision tensors on a GPU when it is installed; PyTorch's scaled-dot-product attention gives the
+flash-attn takes half-precision tensors on a GPU when it is installed; PyTorch's scaled-dot-product attention gives the
 same results otherwise. On CPUs it multiplies by MKL; where oneDNN is faster (see :mod:`backends.linear`), long fp32
 rows are attended head by head with its products. In training, bf16 rows go through plain products where the CPU has
 them natively; where it emulates them these take twice as long.
@@ -20,12 +20,12 @@ MATMUL_SCORES = 2**20
 LONG_ROW, QUERIES_AT_ONCE = 512, 256
 
 
-def flash_serves(query: Tensor) -> bool:
+def can_use_flash(query: Tensor) -> bool:
     """Whether flash-attn is installed and takes this tensor (a GPU, fp16 or bf16)."""
     return flash_attn_func is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
 
 
-def matmul_serves(query: Tensor, key: Tensor) -> bool:
+def can_use_matmul(query: Tensor, key: Tensor) -> bool:
     """Whether plain matrix products train faster than PyTorch's fused kernel: bf16 on a CPU, rows of a few hundred."""
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or not query.requires_grad:
         return False
@@ -45,7 +45,7 @@ def matmul_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor 
         return scores.softmax(dim=-1) @ value
 
 
-def by_heads_serves(query: Tensor, key: Tensor) -> bool:
+def can_use_by_heads(query: Tensor, key: Tensor) -> bool:
     """Whether oneDNN is faster head by head than PyTorch's fused kernel: long fp32 rows on a CPU, nothing learnt."""
     plain = query.device.type == "cpu" and query.dtype == torch.float32 and not torch.is_grad_enabled()
     return ONEDNN and plain and min(query.shape[1], key.shape[1]) >= LONG_ROW

@@ -23,23 +23,23 @@ GELU_CUBE = 0.044715 * float(GELU_SLOPE)
 GELU_FEWEST = 8192
 
 
-def onednn_serves(hidden: Tensor, weight: Tensor) -> bool:
+def can_use_onednn(hidden: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN multiplies: several rows by a laid-out fp32 weight on a CPU, and no gradients to come."""
-    if not ONEDNN or not onednn_may_serve(weight) or hidden.dtype != torch.float32 or learns_or_compiles():
+    if not ONEDNN or not can_lay_out_for_onednn(weight) or hidden.dtype != torch.float32 or learns_or_compiles():
         return False
     return hidden.numel() >= FEWEST_ROWS * hidden.shape[-1] and weight.stride() == (1, len(weight))
 
 
 def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(..., in) to (..., out)."""
-    if onednn_linear is not None and onednn_serves(hidden, weight):
+    if onednn_linear is not None and can_use_onednn(hidden, weight):
         return onednn_linear(hidden, weight, bias, "none", [], "")
     return F.linear(hidden, weight, bias)
 
 
 def linear_gelu_tanh(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer and the tanh form of GELU."""
-    if onednn_linear is not None and onednn_serves(hidden, weight):
+    if onednn_linear is not None and can_use_onednn(hidden, weight):
         return onednn_linear(hidden, weight, bias, "gelu", [], "tanh")
     return gelu_tanh(F.linear(hidden, weight, bias))
 
@@ -103,17 +103,17 @@ class Projections(MovedModule):
 def prepare_to_run(network: nn.Module) -> None:
     """Lay out a network that will not be trained; shapes, names and values stay.
 
-    The projections of its attentions are joined, and where oneDNN serves fp32 weights are stored output beside output.
+    The projections of its attentions are joined; where oneDNN multiplies, fp32 weights are stored output beside output.
     """
     for module in network.modules():
-        if isinstance(module, Linear) and onednn_may_serve(module.weight):
+        if isinstance(module, Linear) and can_lay_out_for_onednn(module.weight):
             module.weight.data = _laid_out(module.weight.data)
     for module in network.modules():
         if isinstance(module, Projections):
             module.join()
 
 
-def onednn_may_serve(weight: Tensor) -> bool:
+def can_lay_out_for_onednn(weight: Tensor) -> bool:
     """Whether a weight is one that oneDNN multiplies once it is laid out: plain fp32 on a CPU where oneDNN leads."""
     plain = type(weight) in (Tensor, nn.Parameter) and weight.device.type == "cpu" and weight.dtype == torch.float32
     return ONEDNN and plain
@@ -130,7 +130,7 @@ def _beside(layers: Sequence[nn.Module], name: str) -> Tensor | None:
     if parameters[0] is None:
         return None
     together = torch.cat([parameter.data for parameter in parameters])
-    if together.ndim == 2 and onednn_may_serve(together):
+    if together.ndim == 2 and can_lay_out_for_onednn(together):
         together = _laid_out(together)
     for parameter, part in zip(parameters, together.split([len(parameter) for parameter in parameters])):
         parameter.data = part

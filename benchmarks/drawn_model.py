@@ -24,6 +24,7 @@ from arimage.inference.networks import NetworkName, Networks
 from arimage.inference.requests import ImageRequest
 from arimage.inference.settings import Settings
 from backends.private import unfilled
+from decoder.diffusion_decoder import DecoderSettings
 
 NETWORKS: tuple[NetworkName, ...] = (
     "semantic_tokenizer", "autoregressive", "glyph_encoder", "transformer", "autoencoder",
@@ -160,6 +161,6 @@ def check_alive(engine: Engine, side: int = 256) -> None:
     grid = (side // 32, side // 32)
     tokens = torch.randint(engine.config.quantizer.num_embeddings, grid)
     request = ImageRequest("a sign", (side, side), seed=0, tokens=tokens)
-    picture = engine.run([request], Settings(steps=2))[0].image
+    picture = engine.run([request], Settings(DecoderSettings(steps=2)))[0].image
     if np.asarray(picture).std() < 1:
         raise RuntimeError("the drawn weights make a flat picture: something overflows, and times would mean nothing")

@@ -342,7 +342,7 @@ def main() -> None:
         if given.one_by_one:
             runs["ours, one by one"] = one_by_one(runs["ours"])
         if given.fast:
-            from arimage.inference.settings import TIERS
+            from arimage.options import TIERS
 
             runs["ours, fast"] = ours_with(size, count, photos, TIERS["fast"])
         table = report(f"{axis} {value}, {given.steps} steps", alternate(runs, given.repeats))

@@ -1,7 +1,7 @@
 """Attention over one joint row of references, glyphs and image tokens.
 
-flash-attn serves half-precision tensors on a GPU when it is installed, packing the keys that a mask leaves;
-other kernels, and which of them serves, are those of :mod:`backends.attention`.
+flash-attn takes half-precision tensors on a GPU when it is installed, packing the keys that a mask leaves;
+other kernels, and which of them is used, are those of :mod:`backends.attention`.
 """
 
 import torch
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from backends.attention import (
     by_heads_attention,
-    by_heads_serves,
+    can_use_by_heads,
+    can_use_flash,
+    can_use_matmul,
     flash_attn_func,
     flash_attn_varlen_func,
-    flash_serves,
     matmul_attention,
-    matmul_serves,
 )
 
 
@@ -30,13 +30,13 @@ def joint_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor |
     Returns:
         (B, L, heads, head_dim).
     """
-    if flash_serves(query):
+    if can_use_flash(query):
         return _flash(query, key, value, visible)
     mask = None if visible is None else visible[:, None, None, :]
     by_head = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    if matmul_serves(query, key):
+    if can_use_matmul(query, key):
         return matmul_attention(*by_head, mask).transpose(1, 2)
-    if visible is None and by_heads_serves(query, key):
+    if visible is None and can_use_by_heads(query, key):
         return by_heads_attention(query, key, value)
     return F.scaled_dot_product_attention(*by_head, attn_mask=mask).transpose(1, 2)
 

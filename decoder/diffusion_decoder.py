@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from decoder.config import PIXELS_PER_LATENT
-from decoder.sampler import KnownRegion, Schedule, ScheduleConfig, Solver, StepState, flow_schedule, sample_flow
+from decoder.sampler import KnownRegion, Schedule, ScheduleConfig, StepState, flow_schedule, sample_flow
+from decoder.solvers import Solver
 from decoder.transformer import (
     DIT_TOKENS_PER_SIDE,
     Conditioning,

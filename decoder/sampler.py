@@ -8,16 +8,16 @@ A latent at noise level sigma is ``(1 - sigma) * clean + sigma * noise``; the ne
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-THRESHOLD_FLOOR = 3.0
+from decoder.solvers import Solver
 
-Solver = Literal["euler", "multistep"]
+THRESHOLD_FLOOR = 3.0
 
 
 class ScheduleConfig(BaseModel):
@@ -86,7 +86,7 @@ def flow_schedule(
     Args:
         strength: in (0, 1]; below 1 only the last part of the schedule is run, from a partly noised picture.
         power: above 0; below 1 steps are closer together at high noise, where the picture is decided, and wider apart
-            at low noise. At 1 they are even, as in the reference.
+            at low noise. At 1 they are even, as upstream.
 
     Raises:
         ValueError: steps, strength or power out of range.
@@ -176,8 +176,9 @@ def sample_flow(
         start: clean latents to start from when the schedule does not begin at pure noise.
         known: a region that is held to its latents at every step, noised with the picture's own noise; at the end
             it is exactly what was given.
-        solver: ``euler``, as the reference has it, or ``multistep``: Adams-Bashforth of second order, which follows the
-            bend of the last two velocities at no more work.
+        solver: ``euler``, as upstream has it, or ``ab2``: Adams-Bashforth of second order for steps of unequal length
+            (Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, III.5), which follows the bend of
+            the last two velocities at no more work.
         dynamic_thresholding: percentile, see :func:`threshold_dynamically`.
         on_step: called after each step; what it raises ends the sampling.
 
@@ -198,7 +199,7 @@ def sample_flow(
             clean = threshold_dynamically(clean, dynamic_thresholding)
             flow = (latents - clean) / sigma
         ahead = flow
-        if solver == "multistep" and last is not None:
+        if solver == "ab2" and last is not None:
             ahead = flow + (following - sigma) / (sigma - sigmas[step - 1]) / 2 * (flow - last)
         latents, last = _hold(latents + (following - sigma) * ahead, known, noise, following), flow
         if on_step is not None:

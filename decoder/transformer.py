@@ -118,11 +118,11 @@ def row_rotation(glyphs: int, height: int, width: int, head_dim: int, device: to
     return torch.cat([angles.cos()] * 2, dim=-1), torch.cat([-angles.sin(), angles.sin()], dim=-1)
 
 
-def rotate(heads: Tensor, by: Rotation) -> Tensor:
+def rotate(heads: Tensor, rope: Rotation) -> Tensor:
     """Rotate (B, N, heads, head_dim) in fp32, first half against second half, by :func:`row_rotation`."""
     wide = heads.float()
     first, second = wide.chunk(2, dim=-1)
-    cos, sin = by
+    cos, sin = rope
     return torch.addcmul(wide * cos, torch.cat([second, first], dim=-1), sin).to(heads.dtype)
 
 

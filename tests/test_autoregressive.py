@@ -342,7 +342,7 @@ def test_flash_attention_gets_the_same_rows(monkeypatch):
     packed = attention.packed_causal_attention(query, key, value, [3, 4])
     monkeypatch.setattr(attention, "flash_attn_func", plain)
     monkeypatch.setattr(attention, "flash_attn_varlen_func", varlen)
-    monkeypatch.setattr(attention, "flash_serves", lambda query: True)
+    monkeypatch.setattr(attention, "can_use_flash", lambda query: True)
     assert torch.allclose(attention.causal_attention(query, key, value), whole, atol=1e-6)
     assert torch.allclose(attention.packed_causal_attention(query, key, value, [3, 4]), packed, atol=1e-6)
 

@@ -21,6 +21,7 @@ from arimage.inference.requests import ImageRequest
 from arimage.inference.settings import Settings
 from arimage.yaml_files import load_yaml
 from backends.linear import ONEDNN
+from decoder.diffusion_decoder import DecoderSettings
 from tests.tiny_checkpoint import CONFIG
 
 ROOT = Path(__file__).parent.parent
@@ -98,7 +99,7 @@ def test_both_sides_draw_the_same_picture(both):
     engine = Engine(networks)
     reference.vision_language_encoder.generation_config.top_k = 1
     theirs = reference("a fox", height=64, width=64, num_inference_steps=2, latents=engine._noise(5, (2, 2))[None])
-    settings = Settings(steps=2, tokens=TokenSampling(temperature=0))
+    settings = Settings(DecoderSettings(steps=2), TokenSampling(temperature=0))
     ours = engine.run([ImageRequest("a fox", (64, 64), seed=5)], settings)[0].image
     difference = np.asarray(theirs.images[0], dtype=int) - np.asarray(ours, dtype=int)
     assert np.abs(difference).max() <= 1

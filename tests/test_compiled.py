@@ -14,6 +14,7 @@ from arimage.inference.settings import Settings
 from backends import recorded
 from backends.compiled import compile_network
 from backends.recorded import Recorded
+from decoder.diffusion_decoder import DecoderSettings
 
 
 def test_compiled_networks_make_the_same_picture(checkpoint_folder):
@@ -25,7 +26,7 @@ def test_compiled_networks_make_the_same_picture(checkpoint_folder):
             with networks.use(name) as network:
                 if compiled:
                     compile_network(network)
-        made.append(Engine(networks).run(requests, Settings(steps=2)))
+        made.append(Engine(networks).run(requests, Settings(DecoderSettings(steps=2))))
         with networks.use("autoregressive") as model:
             assert model.fixed_steps == compiled
     for plain, other in zip(*made):

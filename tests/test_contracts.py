@@ -22,7 +22,7 @@ from arimage.images.provenance import read_recipe
 from arimage.images.recipe import Recipe
 from arimage.inference.api import load
 from arimage.inference.reproduce import compare, reproduce
-from arimage.inference.settings import TIERS
+from arimage.options import TIERS
 from tests.conftest import photo
 
 FAST = {"steps": 2, "size": 64}
@@ -253,7 +253,7 @@ def test_a_moved_or_changed_source_is_noticed(pipeline, tmp_path):
         (lambda p: p.generate("x", guidance=0.5), "guidance must be at least 1"),
         (lambda p: p.generate("x", temperature=-1), "temperature"),
         (lambda p: p.generate("x", stpes=3), "did you mean 'steps'"),
-        (lambda p: p.generate("x", tier="best"), "lossless, fast"),
+        (lambda p: p.generate("x", tier="best"), "reference, fast"),
         (lambda p: p.generate("x", seed=-1), "seed must"),
         (lambda p: p.generate("x", seed=2**63), "seed must"),
         (lambda p: p.generate("x", images_per_prompt=0), "images_per_prompt"),
@@ -269,7 +269,7 @@ def test_a_moved_or_changed_source_is_noticed(pipeline, tmp_path):
         (lambda p: p.edit(photo(40, 40), mask_polarity="black"), "needs a mask"),
         (lambda p: p.generate("x", temperature=0, top_k=3), "top_k would have no effect"),
         (lambda p: p.generate("x", guidance=1, negative_text="x"), "negative_text would have no effect"),
-        (lambda p: p.generate("x", solver="heun"), "euler, multistep"),
+        (lambda p: p.generate("x", solver="heun"), "euler, ab2"),
         (lambda p: load(p.checkpoint.path, device="tpu9"), "device"),
         (lambda p: load(p.checkpoint.path, dtype="bfloat16", device="cpu"), "float32"),
         (lambda p: load(p.checkpoint.path, placement="disk"), "resident"),
@@ -298,12 +298,12 @@ def test_a_failed_write_leaves_the_previous_file_intact(pipeline, tmp_path, monk
 
 
 def test_quality_tiers_are_named(pipeline):
-    assert list(TIERS) == ["lossless", "fast"]
+    assert list(TIERS) == ["reference", "fast"]
     slow, fast = (pipeline.generate("x", size=64, seed=1, tier=tier)[0] for tier in TIERS)
-    assert (slow.recipe.tier, fast.recipe.tier) == ("lossless", "fast")
+    assert (slow.recipe.tier, fast.recipe.tier) == ("reference", "fast")
     names = ("steps", "guidance", "guidance_interval", "solver", "schedule_power")
     settings = [[made.recipe.settings[name] for name in names] for made in (slow, fast)]
-    assert settings == [[50, 1.5, [0.0, 1.0], "euler", 1.0], [5, 1.5, [0.6, 1.0], "multistep", 0.7]]
+    assert settings == [[50, 1.5, [0.0, 1.0], "euler", 1.0], [5, 1.5, [0.6, 1.0], "ab2", 0.7]]
     plain = pipeline.generate("x", size=64, seed=1, steps=50, guidance=1.5, solver="euler")[0]
     assert np.array_equal(pixels(slow), pixels(plain))
 

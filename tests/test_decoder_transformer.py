@@ -199,7 +199,7 @@ def test_flash_attention_gets_the_visible_keys(monkeypatch):
     assert not torch.allclose(whole, masked)
     monkeypatch.setattr(attention, "flash_attn_func", plain)
     monkeypatch.setattr(attention, "flash_attn_varlen_func", varlen)
-    monkeypatch.setattr(attention, "flash_serves", lambda query: True)
+    monkeypatch.setattr(attention, "can_use_flash", lambda query: True)
     assert torch.allclose(attention.joint_attention(query, key, value), whole, atol=1e-6)
     assert torch.allclose(attention.joint_attention(query, key, value, visible), masked, atol=1e-6)
 
@@ -217,11 +217,11 @@ def test_long_rows_are_attended_head_by_head_where_onednn_leads_with_the_same_re
     key, value = torch.randn(2, 600, 3, 2, 16)[:, :, 1:].unbind(2)
     fused = attention.joint_attention(query.requires_grad_(), key, value)
     with torch.no_grad():
-        assert kernels.by_heads_serves(query, key) == leads
+        assert kernels.can_use_by_heads(query, key) == leads
         assert torch.allclose(kernels.by_heads_attention(query, key, value), fused, atol=1e-5)
         assert torch.allclose(attention.joint_attention(query, key, value), fused, atol=1e-5)
-        assert not kernels.by_heads_serves(query[:, :100], key)
-        assert not kernels.by_heads_serves(query.bfloat16(), key.bfloat16())
+        assert not kernels.can_use_by_heads(query[:, :100], key)
+        assert not kernels.can_use_by_heads(query.bfloat16(), key.bfloat16())
 
 
 def test_matrix_products_train_as_the_fused_kernel_does_where_bf16_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,15 +233,15 @@ def test_matrix_products_train_as_the_fused_kernel_does_where_bf16_is_native(mon
     for mask in (None, visible):
         fused = attention.joint_attention(*parts, mask)
         halves = [part.bfloat16() for part in parts]
-        assert kernels.matmul_serves(*halves[:2])
-        assert not kernels.matmul_serves(*parts[:2])
+        assert kernels.can_use_matmul(*halves[:2])
+        assert not kernels.can_use_matmul(*parts[:2])
         found = attention.joint_attention(*halves, mask)
         assert found.dtype == torch.bfloat16
         assert torch.allclose(found.float(), fused, atol=0.03)
         true, near = (torch.autograd.grad(made.float().square().sum(), parts) for made in (fused, found))
         assert all(torch.linalg.vector_norm(a - b) < 0.02 * torch.linalg.vector_norm(a) for a, b in zip(true, near))
     native[0] = False
-    assert not kernels.matmul_serves(*halves[:2])
+    assert not kernels.can_use_matmul(*halves[:2])
 
 
 def test_the_norm_of_heads_that_run_is_the_one_that_learns() -> None:

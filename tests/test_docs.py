@@ -15,8 +15,8 @@ from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.embedded import embedded_folder
 from arimage.checkpoints.model_config import ModelConfig
 from arimage.cli.main import run
-from arimage.cli.python_reference import python_reference
-from arimage.cli.reference import reference
+from arimage.cli.options_page import options_page
+from arimage.cli.python_page import python_page
 from tests.conftest import photo
 
 ROOT = Path(__file__).parent.parent
@@ -174,12 +174,12 @@ def test_make_test_checks_style_types_and_tests_in_a_fresh_environment(tmp_path)
     assert "--durations=10;" in tests
 
 
-def test_the_option_reference_is_up_to_date():
-    assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == reference()
+def test_the_page_of_options_is_up_to_date():
+    assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == options_page()
 
 
-def test_the_python_reference_is_up_to_date():
-    assert (ROOT / "docs" / "python.md").read_text(encoding="utf-8") == python_reference()
+def test_the_page_of_the_python_interface_is_up_to_date():
+    assert (ROOT / "docs" / "python.md").read_text(encoding="utf-8") == python_page()
 
 
 @pytest.mark.parametrize("file", [ROOT / "README.md", *GUIDES], ids=lambda file: file.name)

@@ -17,8 +17,9 @@ ROOMS = {
     "tokenizer": {"backends"},
     "decoder": {"backends"},
     "arimage.autoregressive": {"backends", "tokenizer"},
-    "arimage.images": {*BASE, "tokenizer"},
-    "arimage.checkpoints": {*BASE, "backends", "decoder", "tokenizer", "arimage.autoregressive"},
+    "arimage.options": {*BASE, "decoder"},
+    "arimage.images": {*BASE, "tokenizer", "arimage.options"},
+    "arimage.checkpoints": {*BASE, "backends", "decoder", "tokenizer", "arimage.autoregressive", "arimage.options"},
 }
 ROOMS["arimage.inference"] = {*ROOMS["arimage.checkpoints"], "arimage.checkpoints", "arimage.images"}
 ROOMS["arimage.data"] = {*BASE, "tokenizer", "arimage.checkpoints", "arimage.images"}

@@ -7,7 +7,7 @@ import torch
 
 from arimage.checkpoints.information import fit_plans, network_sizes
 from arimage.checkpoints.model_config import ModelConfig
-from arimage.checkpoints.quantization import check_weights
+from arimage.checkpoints.quantization import check_quantization
 from arimage.cli.main import run as cli
 from arimage.errors import UsageError
 from arimage.inference.api import load
@@ -22,7 +22,7 @@ def test_the_large_model_fits_a_card_of_24_gb_and_narrower_weights_need_less() -
     assert not plans[""].fits
     assert plans["--placement sequential"].fits
     assert 36 < plans[""].gigabytes < 42  # the reference peaks at 38 GB there
-    needs = [plans[options].gigabytes for options in ("", "--weights fp8", "--weights int4")]
+    needs = [plans[options].gigabytes for options in ("", "--quantization fp8", "--quantization int4")]
     assert needs == sorted(needs, reverse=True)
     assert all("GB of weights for every call" in plan.costs for options, plan in plans.items() if "seq" in options)
 
@@ -47,8 +47,8 @@ def test_counted_as_quantised_are_attention_and_feed_forward() -> None:
 def test_weights_that_cannot_be_had_are_refused_before_loading(kind, message, checkpoint_folder, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchao", None)
     with pytest.raises(UsageError, match=message):
-        load(checkpoint_folder, device="cpu", weights=kind)
-    check_weights(None, torch.device("cpu"))
+        load(checkpoint_folder, device="cpu", quantization=kind)
+    check_quantization(None, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("arguments", "code"), [

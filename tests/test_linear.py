@@ -64,7 +64,7 @@ def test_products_of_onednn_are_those_of_pytorch() -> None:
     prepare_to_run(layer)
     assert layer.weight.stride(0) == 1
     with torch.no_grad():
-        assert linear.onednn_serves(hidden, layer.weight)
+        assert linear.can_use_onednn(hidden, layer.weight)
         assert torch.allclose(layer(hidden), F.linear(hidden, layer.weight, layer.bias), atol=1e-5)
         activated = F.gelu(F.linear(hidden, layer.weight, layer.bias), approximate="tanh")
         assert torch.allclose(linear.linear_gelu_tanh(hidden, layer.weight, layer.bias), activated, atol=1e-5)
@@ -75,12 +75,12 @@ def test_products_of_onednn_are_those_of_pytorch() -> None:
 def test_what_learns_or_is_narrower_goes_through_pytorch() -> None:
     layer, hidden = Linear(32, 48), torch.randn(9, 32)
     prepare_to_run(layer)
-    assert not linear.onednn_serves(hidden, layer.weight)
+    assert not linear.can_use_onednn(hidden, layer.weight)
     with torch.no_grad():
-        assert not linear.onednn_serves(hidden[:1], layer.weight)
-        assert not linear.onednn_serves(hidden.bfloat16(), layer.weight.bfloat16())
+        assert not linear.can_use_onednn(hidden[:1], layer.weight)
+        assert not linear.can_use_onednn(hidden.bfloat16(), layer.weight.bfloat16())
         with torch.autocast("cpu", torch.bfloat16):
-            assert not linear.onednn_serves(hidden, layer.weight)
+            assert not linear.can_use_onednn(hidden, layer.weight)
             assert layer(hidden).dtype == torch.bfloat16
     layer(hidden).sum().backward()
     assert layer.weight.grad is not None

@@ -12,7 +12,7 @@ pytest.importorskip("torchao")
 
 @pytest.mark.parametrize(("kind", "stored_as", "off"), [("int8", "Int8", 0.03), ("fp8", "Float8", 0.08)])
 def test_a_picture_with_weights_in_8_bits_is_nearly_the_plain_one(kind, stored_as, off, checkpoint_folder) -> None:
-    plain, narrow = load(checkpoint_folder, device="cpu"), load(checkpoint_folder, device="cpu", weights=kind)
+    plain, narrow = load(checkpoint_folder, device="cpu"), load(checkpoint_folder, device="cpu", quantization=kind)
     options = {"size": 64, "steps": 3, "seed": 1, "temperature": 0}
     made = narrow.generate("a red square", **options)[0]
     assert made.recipe.dtype == f"float32 with {kind} weights"

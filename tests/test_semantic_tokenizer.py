@@ -72,7 +72,7 @@ def test_flash_attention_gets_the_same_segments(monkeypatch):
     query, key, value = (torch.randn(9, 2, 8, generator=generator) for _ in range(3))
     plain = attention.packed_attention(query, key, value, [4, 2, 3])
     monkeypatch.setattr(attention, "flash_attn_varlen_func", varlen)
-    monkeypatch.setattr(attention, "flash_serves", lambda query: True)
+    monkeypatch.setattr(attention, "can_use_flash", lambda query: True)
     assert torch.allclose(attention.packed_attention(query, key, value, [4, 2, 3]), plain, atol=1e-6)
     assert calls == [([0, 4, 6, 9], 4)]
 

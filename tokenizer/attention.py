@@ -1,6 +1,6 @@
 """Self-attention over several pictures packed in one row: every picture attends to itself only.
 
-flash-attn's variable-length kernel serves half-precision tensors on a GPU when the package is installed;
+flash-attn's variable-length kernel takes half-precision tensors on a GPU when the package is installed;
 otherwise each picture goes through PyTorch's scaled-dot-product attention. The results are the same.
 """
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backends.attention import flash_attn_varlen_func, flash_serves
+from backends.attention import can_use_flash, flash_attn_varlen_func
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -24,7 +24,7 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequenc
     Returns:
         (N, heads, head_dim).
     """
-    if flash_serves(query):
+    if can_use_flash(query):
         ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=query.device)
         return flash_attn_varlen_func(query, key, value, ends, ends, max(lengths), max(lengths))
     segments = [

@@ -1,6 +1,6 @@
 """Causal grouped-query attention in its three uses: a prompt, one new token, packed training rows.
 
-flash-attn serves half-precision tensors on a GPU when it is installed; PyTorch's scaled-dot-product attention
+flash-attn takes half-precision tensors on a GPU when it is installed; PyTorch's scaled-dot-product attention
 gives the same results otherwise.
 """
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from backends.attention import flash_attn_func, flash_attn_varlen_func, flash_serves, matmul_attention, matmul_serves
+from backends.attention import can_use_flash, can_use_matmul, flash_attn_func, flash_attn_varlen_func, matmul_attention
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -26,10 +26,10 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         (B, L, heads, head_dim).
     """
-    if flash_serves(query):
+    if can_use_flash(query):
         return flash_attn_func(query, key, value, causal=True)
     by_head = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    if matmul_serves(query, key):
+    if can_use_matmul(query, key):
         keys, values = (part.repeat_interleave(query.shape[2] // key.shape[2], dim=1) for part in by_head[1:])
         visible = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool).tril()
         return matmul_attention(by_head[0], keys, values, visible).transpose(1, 2)
@@ -45,7 +45,7 @@ def packed_causal_attention(query: Tensor, key: Tensor, value: Tensor, lengths: 
     Returns:
         (1, N, heads, head_dim).
     """
-    if flash_serves(query):
+    if can_use_flash(query):
         ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=query.device)
         longest = max(lengths)
         attended = flash_attn_varlen_func(query[0], key[0], value[0], ends, ends, longest, longest, causal=True)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from arimage.autoregressive.attention import causal_attention, packed_causal_attention, step_attention
 from arimage.autoregressive.cache import KeyValueCache
 from arimage.autoregressive.config import TextModelConfig
-from backends.linear import Linear, Projections, linear, onednn_serves
+from backends.linear import Linear, Projections, can_use_onednn, linear
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -41,33 +41,33 @@ def rotation(positions: Tensor, config: TextModelConfig, dtype: torch.dtype) -> 
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(heads: Tensor, by: Rotation) -> Tensor:
+def rotate(heads: Tensor, rope: Rotation) -> Tensor:
     """Rotate the first ``rotary_dim`` entries of (B, L, heads, head_dim), first half against second half."""
-    cos, sin = by
+    cos, sin = rope
     turned, kept = heads[..., : cos.shape[-1]], heads[..., cos.shape[-1] :]
     first, second = turned.chunk(2, dim=-1)
     rotated = turned * cos + torch.cat([-second, first], dim=-1) * sin
     return torch.cat([rotated.to(heads.dtype), kept], dim=-1)
 
 
-def whole_heads(by: Rotation, head_dim: int) -> Rotation:
+def whole_heads(rope: Rotation, head_dim: int) -> Rotation:
     """The rotation as :func:`turn_` takes it: over whole heads, the sines of the first half negative."""
-    cos, sin = by
+    cos, sin = rope
     kept = 0, head_dim - cos.shape[-1]
     first, second = sin.chunk(2, dim=-1)
     return F.pad(cos, kept, value=1.0), F.pad(torch.cat([-first, second], dim=-1), kept)
 
 
-def turn_(heads: Tensor, by: Rotation, rotary: int) -> None:
+def turn_(heads: Tensor, rope: Rotation, rotary: int) -> None:
     """:func:`rotate` in place, in few operations.
 
     Args:
         heads: (B, S, heads, head_dim).
-        by: from :func:`whole_heads`, broadcast to them.
+        rope: from :func:`whole_heads`, broadcast to them.
         rotary: entries of a head that are rotated.
     """
     others = heads[..., _partners(rotary, heads.shape[-1], heads.device)]
-    heads.mul_(by[0]).addcmul_(others, by[1])
+    heads.mul_(rope[0]).addcmul_(others, rope[1])
 
 
 @lru_cache
@@ -119,17 +119,17 @@ class Attention(Projections):
         self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
         self.rotary = 2 * sum(config.mrope_section)
 
-    def project(self, hidden: Tensor, by: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, hidden: Tensor, rope: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values: each (B, L, heads, head_dim)."""
         heads = self.project_all(hidden).unflatten(-1, (-1, self.head_dim))
         turning, value = heads.split([self.heads + self.shared, self.shared], dim=2)
-        query, key = rotate(turning, by).split([self.heads, self.shared], dim=2)
+        query, key = rotate(turning, rope).split([self.heads, self.shared], dim=2)
         return query, key, value
 
-    def project_step(self, hidden: Tensor, by: Rotation) -> Tensor:
+    def project_step(self, hidden: Tensor, rope: Rotation) -> Tensor:
         """Rotated queries and keys, and values, of (B, S, hidden): (B, S, heads + 2 * kv_heads, head_dim)."""
         heads = self.project_all(hidden).unflatten(-1, (-1, self.head_dim))
-        turn_(heads[:, :, : self.heads + self.shared], by, self.rotary)
+        turn_(heads[:, :, : self.heads + self.shared], rope, self.rotary)
         return heads
 
 
@@ -159,12 +159,12 @@ class Layer(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        by: Rotation,
+        rope: Rotation,
         lengths: Sequence[int] | None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        query, key, value = self.self_attn.project(self.input_layernorm(hidden), by)
+        query, key, value = self.self_attn.project(self.input_layernorm(hidden), rope)
         if cache is not None:
             cache.fill(layer, key, value)
         if lengths is None:
@@ -173,17 +173,17 @@ class Layer(nn.Module):
             attended = packed_causal_attention(query, key, value, lengths)
         return self._finish(hidden, attended)
 
-    def step(self, hidden: Tensor, by: Rotation, cache: KeyValueCache, layer: int, visible: Tensor | None) -> Tensor:
+    def step(self, hidden: Tensor, rope: Rotation, cache: KeyValueCache, layer: int, visible: Tensor | None) -> Tensor:
         """The newest tokens of every row: (B, S, hidden)."""
         attention = self.self_attn
-        heads = attention.project_step(self.input_layernorm(hidden), by)
+        heads = attention.project_step(self.input_layernorm(hidden), rope)
         keys, values = cache.append(layer, heads[:, :, attention.heads :])
         return self._finish(hidden, step_attention(heads[:, :, : attention.heads], keys, values, visible))
 
-    def fixed_step(self, hidden: Tensor, by: Rotation, pairs: Tensor, lengths: Tensor, visible: Tensor) -> Tensor:
+    def fixed_step(self, hidden: Tensor, rope: Rotation, pairs: Tensor, lengths: Tensor, visible: Tensor) -> Tensor:
         """:meth:`step` of one token, over all of a layer's cache ``pairs``, written at ``lengths`` (B,)."""
         attention = self.self_attn
-        heads = attention.project_step(self.input_layernorm(hidden), by)
+        heads = attention.project_step(self.input_layernorm(hidden), rope)
         rows = torch.arange(len(hidden), device=hidden.device)
         pairs[rows, :, lengths] = heads[:, 0, attention.heads :]
         keys, values = pairs.split(attention.shared, dim=1)
@@ -248,12 +248,12 @@ class AutoregressiveModel(nn.Module):
         hidden = self.model.language_model.embed_tokens(tokens)
         if self.text_rows_frozen:
             hidden = torch.where((tokens < self.config.vision_vocab_size)[..., None], hidden, hidden.detach())
-        by = self.rotation(positions)
+        rope = self.rotation(positions)
         for layer in self.model.language_model.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(layer, hidden, by, lengths, use_reentrant=False)
+                hidden = checkpoint(layer, hidden, rope, lengths, use_reentrant=False)
             else:
-                hidden = layer(hidden, by, lengths)
+                hidden = layer(hidden, rope, lengths)
         return self.model.language_model.norm(hidden)
 
     def rotation(self, positions: Tensor) -> Rotation:
@@ -269,7 +269,7 @@ class AutoregressiveModel(nn.Module):
         if type(self.lm_head) is not Linear:  # an adapter beside it, whose part the weight does not hold
             return self.lm_head(hidden)[..., :words]
         weight = self.lm_head.weight
-        if onednn_serves(hidden, weight):
+        if can_use_onednn(hidden, weight):
             return linear(hidden, weight, None)[..., :words]
         return F.linear(hidden, weight[:words])
 
@@ -285,19 +285,19 @@ class AutoregressiveModel(nn.Module):
             The hidden state of each prompt's last token, (B, hidden).
         """
         hidden = self.model.language_model.embed_tokens(tokens)
-        by = self.rotation(positions)
+        rope = self.rotation(positions)
         for index, layer in enumerate(self.model.language_model.layers):
-            hidden = layer(hidden, by, None, cache, index)
+            hidden = layer(hidden, rope, None, cache, index)
         cache.filled(lengths)
         last = hidden[torch.arange(len(hidden), device=hidden.device), lengths.to(hidden.device) - 1]
         return self.model.language_model.norm(last)
 
-    def step(self, tokens: Tensor, by: Rotation, cache: KeyValueCache) -> Tensor:
+    def step(self, tokens: Tensor, rope: Rotation, cache: KeyValueCache) -> Tensor:
         """Some tokens more for every row; the caller says how many of them stay (``cache.advance``).
 
         Args:
             tokens: (B, S).
-            by: the tokens' rotation from :meth:`step_rotation`, (B, S, 1, head_dim) each.
+            rope: the tokens' rotation from :meth:`step_rotation`, (B, S, 1, head_dim) each.
 
         Returns:
             (B, S, hidden).
@@ -305,17 +305,17 @@ class AutoregressiveModel(nn.Module):
         hidden = self.model.language_model.embed_tokens(tokens)
         visible = cache.visible(tokens.shape[1])
         for index, layer in enumerate(self.model.language_model.layers):
-            hidden = cast(Layer, layer).step(hidden, by, cache, index, visible)
+            hidden = cast(Layer, layer).step(hidden, rope, cache, index, visible)
         return self.model.language_model.norm(hidden)
 
-    def fixed_step(self, tokens: Tensor, by: Rotation, cache: KeyValueCache) -> Tensor:
+    def fixed_step(self, tokens: Tensor, rope: Rotation, cache: KeyValueCache) -> Tensor:
         """One token more for every row, by tensors that keep their shapes and places, so that it can be recorded.
 
         All of the cache is read, whatever it holds; the caller counts on ``cache.lengths`` in place.
 
         Args:
             tokens: (B, 1).
-            by: as in :meth:`step`.
+            rope: as in :meth:`step`.
 
         Returns:
             (B, 1, hidden).
@@ -324,7 +324,7 @@ class AutoregressiveModel(nn.Module):
         capacity = torch.arange(cache.pairs[0].shape[2], device=self.device)
         visible = capacity <= cache.lengths[:, None, None]
         for layer, pairs in zip(self.model.language_model.layers, cache.pairs):
-            hidden = cast(Layer, layer).fixed_step(hidden, by, pairs, cache.lengths, visible)
+            hidden = cast(Layer, layer).fixed_step(hidden, rope, pairs, cache.lengths, visible)
         return self.model.language_model.norm(hidden)
 
     def compile_steps(self) -> None:

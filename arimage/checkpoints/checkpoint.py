@@ -10,7 +10,6 @@ asked for. :func:`save_checkpoint` writes a folder that the unmodified ``GlmImag
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor
 
 from arimage.autoregressive.model import AutoregressiveModel
-from arimage.autoregressive.sampling import TokenSampling
 from arimage.autoregressive.vocabulary import Vocabulary
 from arimage.checkpoints.components import (
     COMPONENTS,
@@ -41,6 +39,7 @@ from arimage.checkpoints.text_tokenizer import TextTokenizer
 from arimage.checkpoints.weights import WeightFiles, fill, visible, write_weights
 from arimage.errors import CheckpointError, nearest
 from arimage.files import replaced_when_whole
+from arimage.options import names_of
 from backends.private import unfilled
 from decoder.autoencoder import Autoencoder
 from decoder.glyph import GlyphEncoder
@@ -48,10 +47,6 @@ from decoder.transformer import DiffusionTransformer
 from tokenizer.semantic_tokenizer import SemanticTokenizer
 
 MAX_SHARD_SIZE = "5GB"
-SAMPLING = (
-    *("token_guidance" if field.name == "guidance" else field.name for field in fields(TokenSampling)),
-    "preview_grid",
-)
 
 
 class Checkpoint:
@@ -105,13 +100,14 @@ class Checkpoint:
         """How this model's tokens are best drawn (``temperature``, ``top_p``, ...), where it differs from the format.
 
         Raises:
-            CheckpointError: it names something else than the options of :class:`TokenSampling` and ``preview_grid``.
+            CheckpointError: it names something else than the options of visual tokens (:mod:`arimage.options`).
         """
         given = dict((self._index.get(OUR_KEY) or {}).get("sampling") or {})
+        allowed = names_of("tokens")
         for option in given:
-            if option not in SAMPLING:
+            if option not in allowed:
                 raise CheckpointError(
-                    f"{self.path / 'model_index.json'}: {OUR_KEY}.sampling names {option!r}{nearest(option, SAMPLING)}"
+                    f"{self.path / 'model_index.json'}: {OUR_KEY}.sampling names {option!r}{nearest(option, allowed)}"
                 )
         return given
 

@@ -72,16 +72,16 @@ def fit_plans(config: ModelConfig, memory: float, size: int) -> list[FitPlan]:
     whole = sum(one.gigabytes() for one in sizes)
     reading = f"reads {whole:.1f} GB of weights for every call of up to {TOKEN_BATCH} pictures"
     plans = []
-    for weights, one_at_a_time in product(WEIGHT_BYTES, (False, True)):
-        held = {one.network: one.gigabytes(WEIGHT_BYTES[weights]) for one in sizes}
+    for quantization, one_at_a_time in product(WEIGHT_BYTES, (False, True)):
+        held = {one.network: one.gigabytes(WEIGHT_BYTES[quantization]) for one in sizes}
         needed = sum(held.values()) + max(work.values())
         options, costs = [], []
         if one_at_a_time:
             needed = max(held[network] + work[network] for network in held)
             costs.append(reading)
-        if weights is not None:
-            options.append(f"--weights {weights}")
-            costs.append(f"weights are rounded to {weights[-1]} bits")
+        if quantization is not None:
+            options.append(f"--quantization {quantization}")
+            costs.append(f"weights are rounded to {quantization[-1]} bits")
         if one_at_a_time:
             options.append("--placement sequential")
         needed += RESERVE

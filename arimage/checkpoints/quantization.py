@@ -12,14 +12,14 @@ from torch import nn
 
 from arimage.errors import UsageError
 
-WeightKind = Literal["int8", "fp8", "int4"]
+Quantization = Literal["int8", "fp8", "int4"]
 QUANTIZED = ("autoregressive", "transformer")
 PARTS = ("self_attn", "mlp", "attn1", "ff")
 GROUP = 128
 MULTIPLIES_FP8 = 8, 9
 
 
-def check_weights(kind: str | None, device: torch.device) -> None:
+def check_quantization(kind: str | None, device: torch.device) -> None:
     """Refuse what cannot be done on a device, before anything is loaded.
 
     Raises:
@@ -27,14 +27,14 @@ def check_weights(kind: str | None, device: torch.device) -> None:
     """
     if kind is None:
         return
-    if kind not in get_args(WeightKind):
-        raise UsageError(f"weights must be one of {', '.join(get_args(WeightKind))}, got {kind!r}")
+    if kind not in get_args(Quantization):
+        raise UsageError(f"quantization must be one of {', '.join(get_args(Quantization))}, got {kind!r}")
     if kind == "int4" and device.type != "cuda":
-        raise UsageError("int4 weights need a GPU; use int8 on a CPU")
+        raise UsageError("quantization='int4' needs a GPU; use 'int8' on a CPU")
     try:
         import torchao  # noqa: F401
     except ImportError:
-        raise UsageError(f"{kind} weights need torchao: pip install 'arimage[quantize]'") from None
+        raise UsageError(f"quantization={kind!r} needs torchao: pip install 'arimage[quantize]'") from None
 
 
 def is_quantized(name: str, module: nn.Module) -> bool:
@@ -42,7 +42,7 @@ def is_quantized(name: str, module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and any(part in PARTS for part in name.split("."))
 
 
-def quantize(network: nn.Module, kind: WeightKind, device: torch.device) -> None:
+def quantize(network: nn.Module, kind: Quantization, device: torch.device) -> None:
     """Quantise a network in place; layer by layer it is moved to the device, which never holds it in full precision."""
     from torchao.quantization import (
         Float8DynamicActivationFloat8WeightConfig,

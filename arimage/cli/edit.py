@@ -1,7 +1,7 @@
 """``arimage edit``: one picture, several, a folder or a pattern."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from arimage.inference.pipeline import ImagePipeline
 
 
+@options.sampling("edit")
 def edit(
     inputs: Annotated[list[str], typer.Argument(help="Pictures, a folder or a pattern, then the instruction.")],
     output: options.Output = None,
@@ -28,9 +29,6 @@ def edit(
     outpaint: Annotated[
         tuple[int, int, int, int] | None, typer.Option("--outpaint", help="Pixels to add: LEFT TOP RIGHT BOTTOM.")
     ] = None,
-    strength: Annotated[
-        float, typer.Option("--strength", help="In (0, 1]; below 1 the new picture starts from the old one.")
-    ] = 1.0,
     variation: Annotated[
         bool, typer.Option("--variation", help="No instruction: every argument is a picture.")
     ] = False,
@@ -38,30 +36,18 @@ def edit(
     count: options.Count = 1,
     size: options.Size = None,
     seed: options.Seed = None,
-    tier: options.Tier = None,
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
-    guidance_interval: options.GuidanceInterval = None,
-    solver: options.Solver = None,
-    schedule_power: options.SchedulePower = None,
-    dynamic_thresholding: options.DynamicThresholding = None,
-    negative_text: options.NegativeText = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    token_guidance: options.TokenGuidance = None,
     model: options.Model = None,
     device: options.Device = None,
     dtype: options.DataType = None,
     placement: options.Placement = "resident",
     lora: options.Lora = None,
-    weights: options.Weights = None,
+    quantization: options.Quantization = None,
     compile: options.Compile = False,
     recipe: options.Recipe = True,
     ai_mark: options.AiMark = True,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    **chosen: Any,
 ) -> None:
     """Edit pictures by an instruction; what a mask protects stays bit for bit.
 
@@ -108,27 +94,19 @@ def edit(
                 failures.append(str(error))
                 todo.remove(job)
     pipeline = console.load(
-        model, device=device, dtype=dtype, placement=placement, lora=lora or (), weights=weights, compile=compile
+        model,
+        device=device,
+        dtype=dtype,
+        placement=placement,
+        lora=lora or (),
+        quantization=quantization,
+        compile=compile,
     )
     if prompt:
         console.note_domain(pipeline, [prompt], editing=True)
-    chosen = options.given(
-        tier=tier,
-        steps=steps,
-        guidance=guidance,
-        guidance_interval=guidance_interval,
-        solver=solver,
-        schedule_power=schedule_power,
-        dynamic_thresholding=dynamic_thresholding,
-        negative_text=negative_text,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        token_guidance=token_guidance,
-        size=size,
-    )
-    chosen.update(images_per_prompt=count, mask=mask, mask_polarity=mask_polarity, outpaint=outpaint, strength=strength)
+    chosen |= {"images_per_prompt": count, "mask": mask, "mask_polarity": mask_polarity, "outpaint": outpaint}
+    if size is not None:
+        chosen["size"] = size
     with written.reported(json):
         for number, job in enumerate(todo, 1):
             if len(todo) > 1:
@@ -168,7 +146,7 @@ def _edit_one(
     job: "Job",
     sources: list[Path],
     prompt: str,
-    chosen: dict[str, object],
+    chosen: dict[str, Any],
     written: "Written",
 ) -> None:
     """Make the results of one input, and write each when it is finished."""
@@ -180,7 +158,7 @@ def _edit_one(
             seed=job.seeds[0],
             on_progress=progress,
             on_image=lambda image: written.write(image, next(paths)),
-            **chosen,  # type: ignore[arg-type]
+            **chosen,
         )
     for notice in made[0].notices:
         console.note(f"note: {notice}")

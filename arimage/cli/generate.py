@@ -1,7 +1,7 @@
 """``arimage generate``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,6 +10,7 @@ from arimage.cli import options
 DEFAULT_OUTPUT = Path("arimage-{seed}.png")
 
 
+@options.sampling("generate")
 def generate(
     prompt: Annotated[list[str] | None, typer.Argument(help="What to show; '-' reads a prompt a line.")] = None,
     prompts_from: Annotated[
@@ -22,31 +23,18 @@ def generate(
     count: options.Count = 1,
     size: options.Size = None,
     seed: options.Seed = None,
-    tier: options.Tier = None,
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
-    guidance_interval: options.GuidanceInterval = None,
-    solver: options.Solver = None,
-    schedule_power: options.SchedulePower = None,
-    dynamic_thresholding: options.DynamicThresholding = None,
-    negative_text: options.NegativeText = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    token_guidance: options.TokenGuidance = None,
-    preview_grid: options.PreviewGrid = None,
     model: options.Model = None,
     device: options.Device = None,
     dtype: options.DataType = None,
     placement: options.Placement = "resident",
     lora: options.Lora = None,
-    weights: options.Weights = None,
+    quantization: options.Quantization = None,
     compile: options.Compile = False,
     recipe: options.Recipe = True,
     ai_mark: options.AiMark = True,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    **chosen: Any,
 ) -> None:
     """Make pictures from text.
 
@@ -71,25 +59,15 @@ def generate(
     check_writable(paths if sheet is None else [*paths, sheet])
     console = Console(quiet)
     pipeline = console.load(
-        model, device=device, dtype=dtype, placement=placement, lora=lora or (), weights=weights, compile=compile
+        model,
+        device=device,
+        dtype=dtype,
+        placement=placement,
+        lora=lora or (),
+        quantization=quantization,
+        compile=compile,
     )
     console.note_domain(pipeline, prompts, editing=bool(reference))
-    chosen = options.given(
-        tier=tier,
-        steps=steps,
-        guidance=guidance,
-        guidance_interval=guidance_interval,
-        solver=solver,
-        schedule_power=schedule_power,
-        dynamic_thresholding=dynamic_thresholding,
-        negative_text=negative_text,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        token_guidance=token_guidance,
-        preview_grid=preview_grid,
-    )
     written = Written(len(paths), recipe, ai_mark, console.note)
     remaining = iter(paths)
     with written.reported(json):
@@ -102,7 +80,7 @@ def generate(
                 references=list(reference or []),
                 on_progress=progress,
                 on_image=lambda image: written.write(image, next(remaining)),
-                **chosen,  # type: ignore[arg-type]
+                **chosen,
             )
         for notice in dict.fromkeys(notice for image in images for notice in image.notices):
             console.note(f"note: {notice}")

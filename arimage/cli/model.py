@@ -1,6 +1,5 @@
 """``arimage init`` and ``arimage info``."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,31 +105,24 @@ def assemble(
     print(run(base, chosen, output, getattr(torch, dtype), name, _sampling(sampling or [])))
 
 
-_SAMPLING_VALUES: dict[str, Callable[[str], float]] = {
-    "top_k": int,
-    "preview_grid": {"true": True, "false": False}.__getitem__,
-}
-
-
 def _sampling(given: list[str]) -> dict[str, float] | None:
     """``name=value`` of each, as numbers and truth values.
 
     Raises:
         UsageError: a name or a value is wrong.
     """
-    from arimage.checkpoints.checkpoint import SAMPLING
     from arimage.errors import UsageError, nearest
+    from arimage.options import OPTIONS, names_of
 
     found: dict[str, float] = {}
     for text in given:
-        option, _, value = text.partition("=")
-        if option not in SAMPLING:
-            raise UsageError(f"--sampling: there is no {option!r}{nearest(option, SAMPLING)}")
+        name, _, value = text.partition("=")
+        if name not in names_of("tokens"):
+            raise UsageError(f"--sampling: there is no {name!r}{nearest(name, names_of('tokens'))}")
         try:
-            found[option] = _SAMPLING_VALUES.get(option, float)(value)
-        except (ValueError, KeyError):
-            kind = "true or false" if option == "preview_grid" else "a number"
-            raise UsageError(f"--sampling: {option} must be {kind}, got {value!r}") from None
+            found[name] = OPTIONS[name].parsed(value)
+        except UsageError as error:
+            raise UsageError(f"--sampling: {error}") from None
     return found or None
 
 

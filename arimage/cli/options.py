@@ -1,9 +1,15 @@
 """Options that several commands share."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from arimage import options as declared
+from arimage.options import Task
 
 PICTURE, DIFFUSION, TOKENS, OUTPUT, MACHINE = "Picture", "Diffusion", "Visual tokens", "Output", "Model and machine"
 
@@ -23,9 +29,9 @@ DataType = Annotated[
 Placement = Annotated[
     str, _option("--placement", panel=MACHINE, help="resident keeps networks loaded, sequential holds one at a time.")
 ]
-Weights = Annotated[
+Quantization = Annotated[
     str | None,
-    _option("--weights", panel=MACHINE, help="int8, fp8 or (on a GPU) int4: quantise the two large networks."),
+    _option("--quantization", panel=MACHINE, help="int8, fp8 or (on a GPU) int4: quantise the two large networks."),
 ]
 Compile = Annotated[
     bool,
@@ -38,40 +44,6 @@ Compile = Annotated[
 Lora = Annotated[
     list[str] | None,
     _option("--lora", panel=MACHINE, help="LoRA adapters to merge in, PATH or PATH:STRENGTH; may be repeated."),
-]
-Tier = Annotated[
-    str | None, _option("--tier", panel=DIFFUSION, help="lossless (50 steps) or fast (5, multistep, nearly the same).")
-]
-Steps = Annotated[int | None, _option("--steps", panel=DIFFUSION, help="Diffusion steps, 1 to 1000.")]
-Guidance = Annotated[float | None, _option("--guidance", panel=DIFFUSION, help="Guidance of the decoder, 1 is none.")]
-GuidanceInterval = Annotated[
-    tuple[float, float] | None,
-    _option("--guidance-interval", panel=DIFFUSION, help="Noise levels LOW HIGH (0 to 1) with guidance."),
-]
-Solver = Annotated[
-    str | None, _option("--solver", panel=DIFFUSION, help="euler, or multistep, which needs fewer steps.")
-]
-SchedulePower = Annotated[
-    float | None,
-    _option("--schedule-power", panel=DIFFUSION, help="Below 1: steps are closer together at high noise; 1 is even."),
-]
-DynamicThresholding = Annotated[
-    float | None,
-    _option("--dynamic-thresholding", panel=DIFFUSION, help="Clip clean estimates at this percentile, in (0, 1]."),
-]
-NegativeText = Annotated[
-    str | None, _option("--negative-text", panel=DIFFUSION, help="Text to keep from appearing in the picture.")
-]
-Temperature = Annotated[float | None, _option("--temperature", panel=TOKENS, help="0 takes the most likely token.")]
-TopP = Annotated[float | None, _option("--top-p", panel=TOKENS, help="Nucleus sampling, in (0, 1].")]
-TopK = Annotated[int | None, _option("--top-k", panel=TOKENS, help="Only the k most likely tokens; 0 for all.")]
-MinP = Annotated[float | None, _option("--min-p", panel=TOKENS, help="Least share of the most likely token's chance.")]
-TokenGuidance = Annotated[
-    float | None, _option("--token-guidance", panel=TOKENS, help="Guidance of the tokens, 1 is none.")
-]
-PreviewGrid = Annotated[
-    bool | None,
-    _option("--preview-grid/--no-preview-grid", panel=TOKENS, help="Generate the format's preview grid first."),
 ]
 Seed = Annotated[
     int | None, _option("--seed", "-s", panel=PICTURE, help="Of the first picture; the next ones count on from it.")
@@ -92,6 +64,39 @@ Json = Annotated[bool, _option("--json", panel=OUTPUT, help="Print results as JS
 Quiet = Annotated[bool, _option("--quiet", "-q", panel=OUTPUT, help="No progress and no notes.")]
 
 
-def given(**options: object) -> dict[str, object]:
-    """The options that were given: those that are not None."""
-    return {name: value for name, value in options.items() if value is not None}
+def sampling(task: Task) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of :mod:`arimage.options` in place of its ``**chosen``, which gets those that are set.
+
+    They stand before ``model``, the first of the options of model and machine.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        taken = {option.name: option for option in declared.options_of(task)}
+
+        @functools.wraps(command)
+        def run(**given: object) -> None:
+            unset = [name for name in taken if given[name] is None]
+            command(**{name: value for name, value in given.items() if name not in unset})
+
+        own = [one for one in inspect.signature(command).parameters.values() if one.kind is not one.VAR_KEYWORD]
+        place = [one.name for one in own].index("model")
+        parameters = [*own[:place], *map(_parameter, taken.values()), *own[place:]]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run
+
+    return decorate
+
+
+def _parameter(option: declared.Option) -> inspect.Parameter:
+    """An option of the command line, None where it is not given."""
+    name = option.name.replace("_", "-")
+    panel = TOKENS if option.half == "tokens" else DIFFUSION
+    names = f"--{name}/--no-{name}" if option.type is bool else f"--{name}"
+    shown = typer.Option(names, help=option.documentation, rich_help_panel=panel, show_default=option.defaults or False)
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=None,
+        annotation=Annotated[option.type | None, shown],
+    )

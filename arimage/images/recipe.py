@@ -9,9 +9,12 @@ from urllib.parse import unquote_to_bytes
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from arimage.errors import ArimageError
+from arimage.options import Tier
 
 RECIPE_VERSION = 1
 FILE_URI = "file://"
+# Values in recipes of pictures that are there, by the names that they had.
+ONCE_NAMED = {"lossless": "reference", "multistep": "ab2"}
 
 
 def is_text(value: str) -> bool:
@@ -32,6 +35,16 @@ def _text(value: Any) -> Any:
 
 def _place(value: Any) -> Any:
     return Path(value).as_uri() if isinstance(value, str) and not is_text(value) and os.path.isabs(value) else value
+
+
+def _today(value: Any) -> Any:
+    return ONCE_NAMED.get(value, value) if isinstance(value, str) else value
+
+
+def _settings(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    return values | {name: _today(values[name]) for name in ("solver",) if name in values}
 
 
 Text = Annotated[str, BeforeValidator(_text)]
@@ -98,12 +111,12 @@ class Recipe(BaseModel):
     seed: int
     size: tuple[int, int]
     output_size: tuple[int, int]
-    settings: dict[str, Annotated[Any, BeforeValidator(_text)]]
+    settings: Annotated[dict[str, Annotated[Any, BeforeValidator(_text)]], BeforeValidator(_settings)]
     references: tuple[Source, ...] = ()
     mask: Source | None = None
     mask_polarity: Literal["white", "black"] = "white"
     outpaint: tuple[int, int, int, int] | None = None
-    tier: Literal["lossless", "fast"]
+    tier: Annotated[Tier, BeforeValidator(_today)]
     device: str
     dtype: str
     torch: str

@@ -11,7 +11,7 @@ from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.embedded import embedded_folder
 from arimage.checkpoints.hub import find
 from arimage.checkpoints.lora import LoraInput
-from arimage.checkpoints.quantization import WeightKind
+from arimage.checkpoints.quantization import Quantization
 from arimage.images.canvas import Margins
 from arimage.images.sizes import Size
 from arimage.inference.arguments import Input
@@ -28,7 +28,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     placement: Placement = "resident",
     lora: LoraInput | Sequence[LoraInput] = (),
-    weights: WeightKind | None = None,
+    quantization: Quantization | None = None,
     compile: bool = False,
 ) -> ImagePipeline:
     """Open a checkpoint, the embedded model by default; the arguments are those of :class:`ImagePipeline`.
@@ -38,10 +38,10 @@ def load(
 
     Raises:
         CheckpointError: the folder cannot be used.
-        UsageError: device, dtype, placement or weights is wrong.
+        UsageError: device, dtype, placement or quantization is wrong.
     """
     checkpoint = Checkpoint.open(embedded_folder() if path is None else path)
-    return ImagePipeline(checkpoint, device, dtype, placement, lora, weights, compile)
+    return ImagePipeline(checkpoint, device, dtype, placement, lora, quantization, compile)
 
 
 @lru_cache(maxsize=1)
@@ -82,7 +82,6 @@ def edit(
     mask: Input | None = None,
     mask_polarity: Literal["white", "black"] = "white",
     outpaint: Margins | None = None,
-    strength: float = 1.0,
     size: Size = None,
     images_per_prompt: int = 1,
     seed: int | None = None,
@@ -95,7 +94,6 @@ def edit(
         mask=mask,
         mask_polarity=mask_polarity,
         outpaint=outpaint,
-        strength=strength,
         size=size,
         images_per_prompt=images_per_prompt,
         seed=seed,

@@ -88,12 +88,6 @@ def refuse_broken(name: str, text: str) -> None:
         raise UsageError(f"{name} {text!a} is not valid text: write it in UTF-8")
 
 
-def refuse_preview(options: Options) -> None:
-    """Raise UsageError where ``preview_grid`` is given to a call with references."""
-    if "preview_grid" in options:
-        raise UsageError("preview_grid has no effect on pictures with references: the format gives them no preview")
-
-
 def source_of(picture: Picture) -> Source:
     """A picture as a recipe names it."""
     path = None if picture.path is None else str(Path(picture.path).resolve())

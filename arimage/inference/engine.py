@@ -241,9 +241,9 @@ class Engine:
                     references=tuple(work.sources[self._source_key(picture)] for picture in request.references),
                     noise=self._noise(request.seed, tuple(grids[i][-1].shape)),
                     known=known,
-                    start_latents=canvas.latents if canvas is not None and settings.strength < 1 else None,
+                    start_latents=canvas.latents if canvas is not None and settings.decoder.strength < 1 else None,
                 )
-                latents += decoder.sample([decode], settings.decoder(), on_step)
+                latents += decoder.sample([decode], settings.decoder, on_step)
 
     def _noise(self, seed: int, grid: tuple[int, ...]) -> Tensor:
         """Unit noise for a grid's latents, (C, 4h, 4w), the same on every device."""

@@ -20,7 +20,7 @@ import torch
 
 from arimage.checkpoints.adapters import ADAPTED, Adapters, merge_adapters
 from arimage.checkpoints.checkpoint import Checkpoint
-from arimage.checkpoints.quantization import QUANTIZED, WeightKind, check_weights, quantize
+from arimage.checkpoints.quantization import QUANTIZED, Quantization, check_quantization, quantize
 from arimage.errors import ForkedError, UsageError
 from backends.compiled import compile_network
 from backends.linear import prepare_to_run
@@ -96,16 +96,16 @@ class Networks:
         dtype: torch.dtype,
         placement: Placement = "resident",
         adapters: Sequence[Adapters] = (),
-        weights: WeightKind | None = None,
+        quantization: Quantization | None = None,
         compile: bool = False,
     ) -> None:
         if placement not in ("resident", "sequential"):
             raise UsageError(f"placement {placement!r} is not known; use 'resident' or 'sequential'")
         self.checkpoint, self.device, self.dtype, self.placement = checkpoint, device, dtype, placement
-        check_weights(weights, device)
+        check_quantization(quantization, device)
         if compile and device.type == "cpu":
             raise UsageError("compile is for GPUs: compiled networks are slower on a CPU than plain ones")
-        self.adapters, self.weights, self.compile = tuple(adapters), weights, compile
+        self.adapters, self.quantization, self.compile = tuple(adapters), quantization, compile
         self._loaded: dict[str, Any] = {}
         self._renew_locks()
 
@@ -138,17 +138,17 @@ class Networks:
     def precision(self) -> str:
         """What is computed in, for recipes."""
         name = str(self.dtype).removeprefix("torch.")
-        return name if self.weights is None else f"{name} with {self.weights} weights"
+        return name if self.quantization is None else f"{name} with {self.quantization} weights"
 
     def _load(self, name: NetworkName) -> Any:
-        quantized = self.weights is not None and name in QUANTIZED
+        quantized = self.quantization is not None and name in QUANTIZED
         device = torch.device("cpu") if quantized else self.device
         network = getattr(self.checkpoint, name)(device=device, dtype=self.dtype)
         if self.adapters and name in ADAPTED:
             merge_adapters(network, self.adapters)
         if quantized:
-            assert self.weights is not None
-            quantize(network, self.weights, self.device)
+            assert self.quantization is not None
+            quantize(network, self.quantization, self.device)
         else:
             prepare_to_run(network)
         if self.compile:

@@ -9,7 +9,7 @@ from PIL import Image
 import arimage
 from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.lora import LoraInput, lora_inputs, read_adapters
-from arimage.checkpoints.quantization import WeightKind
+from arimage.checkpoints.quantization import Quantization
 from arimage.errors import UsageError
 from arimage.images.canvas import Canvas, Margins, make_canvas
 from arimage.images.inputs import several
@@ -23,7 +23,6 @@ from arimage.inference.arguments import (
     numbered,
     open_all,
     refuse_broken,
-    refuse_preview,
     source_of,
     watching,
 )
@@ -31,7 +30,8 @@ from arimage.inference.engine import Engine
 from arimage.inference.networks import Networks, Placement, choose_device, choose_dtype
 from arimage.inference.requests import EngineImage, ImageRequest
 from arimage.inference.results import GeneratedImage
-from arimage.inference.settings import Options, Settings, Tier, option_values, settings_from
+from arimage.inference.settings import Options, Settings, settings_from
+from arimage.options import Tier, recorded, refuse_misplaced
 from tokenizer.image_size import reference_size
 
 
@@ -45,8 +45,8 @@ class ImagePipeline:
         placement: ``resident`` keeps networks, ``sequential`` holds one at a time.
         lora: adapters that are merged into the weights: folders or files of peft or diffusers, each a path, a
             (path, strength) or ``"path:strength"``; see :func:`arimage.checkpoints.lora.read_adapters`.
-        weights: ``int8``, ``fp8`` or (on a GPU) ``int4`` quantises the two large networks, see
-            :mod:`arimage.checkpoints.quantization`.
+        quantization: ``int8``, ``fp8`` or (on a GPU) ``int4``: large matrices of the two large networks are held in
+            8 or 4 bits, see :mod:`arimage.checkpoints.quantization`.
         compile: on a GPU, compile the decoder's blocks and the token step (``torch.compile``), which is then recorded
             as a CUDA graph; the first picture of a size takes longer.
     """
@@ -58,14 +58,14 @@ class ImagePipeline:
         dtype: str | torch.dtype | None = None,
         placement: Placement = "resident",
         lora: LoraInput | Sequence[LoraInput] = (),
-        weights: WeightKind | None = None,
+        quantization: Quantization | None = None,
         compile: bool = False,
     ) -> None:
         chosen = choose_device(device)
         self.checkpoint = checkpoint
         adapters = [read_adapters(one, checkpoint.config) for one in lora_inputs(lora)]
         precision = choose_dtype(dtype, chosen)
-        self.networks = Networks(checkpoint, chosen, precision, placement, adapters, weights, compile)
+        self.networks = Networks(checkpoint, chosen, precision, placement, adapters, quantization, compile)
         self.engine = Engine(self.networks)
 
     def generate(
@@ -100,15 +100,15 @@ class ImagePipeline:
         """
         prompts = checked_prompts(prompt)
         opened = open_all([] if references is None else several(references), "reference")
+        refuse_misplaced(options, "generate", references=bool(opened))
         working = parse_size(size, self.engine.limits)
         shared = tuple(picture.flattened() for picture in opened)
-        if shared:
-            refuse_preview(options)
         requests = [
             ImageRequest(text, working, number, references=shared)
             for text, number in numbered(prompts, images_per_prompt, seed)
         ]
-        return self._run("generate", requests, opened, options)
+        chosen = settings_from(options, self.checkpoint.sampling)
+        return self._run("generate", requests, opened, options, chosen)
 
     def edit(
         self,
@@ -118,7 +118,6 @@ class ImagePipeline:
         mask: Input | None = None,
         mask_polarity: Literal["white", "black"] = "white",
         outpaint: Margins | None = None,
-        strength: float = 1.0,
         size: Size = None,
         images_per_prompt: int = 1,
         seed: int | None = None,
@@ -133,7 +132,6 @@ class ImagePipeline:
             mask: where the picture may change; everything else stays bit for bit.
             mask_polarity: which colour of the mask may change.
             outpaint: pixels to add at the left, top, right and bottom.
-            strength: in (0, 1]; below 1 the new picture starts from the old one.
             size: of the result, as in :meth:`generate`; by default the picture's own.
             images_per_prompt, seed, **options: as in :meth:`generate`.
 
@@ -142,7 +140,7 @@ class ImagePipeline:
             InputImageError: a picture or the mask cannot be used.
             Cancelled: ``cancel`` was set.
         """
-        refuse_preview(options)
+        refuse_misplaced(options, "edit", references=True)
         if not isinstance(prompt, str):
             raise UsageError(f"edit takes one instruction, a string; got {type(prompt).__name__}")
         sources = several(image)
@@ -162,7 +160,8 @@ class ImagePipeline:
         else:
             working = output = parse_size(size, self.engine.limits)
         shared = tuple(picture.flattened() for picture in opened)
-        needs_canvas = canvas.mask is not None or strength < 1
+        chosen = settings_from(options, self.checkpoint.sampling)
+        needs_canvas = canvas.mask is not None or chosen[2].decoder.strength < 1
         requests = [
             ImageRequest(
                 text,
@@ -180,7 +179,7 @@ class ImagePipeline:
             "mask_polarity": mask_polarity,
             "outpaint": outpaint,
         }
-        return self._run("edit", requests, opened, options, canvas, strength, extras)
+        return self._run("edit", requests, opened, options, chosen, canvas, extras)
 
     def make(self, requests: Sequence[ImageRequest], **options: Unpack[Options]) -> list[EngineImage]:
         """Run any mixture of requests in one call, without recipes; for programs that make many pictures.
@@ -193,7 +192,7 @@ class ImagePipeline:
             UsageError: an option is wrong.
             Cancelled: ``cancel`` was set.
         """
-        _, settings = settings_from(options, 1.0, self.checkpoint.sampling)
+        _, _, settings = settings_from(options, self.checkpoint.sampling)
         self._check(requests, settings)
         on_image = cast("Callable[[EngineImage], None] | None", options.get("on_image"))
         return self.engine.run(requests, settings, watching(options), options.get("on_preview"), on_image)
@@ -204,11 +203,11 @@ class ImagePipeline:
         requests: Sequence[ImageRequest],
         opened: Sequence[Picture],
         options: Options,
+        chosen: tuple[Tier, dict[str, Any], Settings],
         canvas: Canvas | None = None,
-        strength: float = 1.0,
         extras: dict[str, Any] | None = None,
     ) -> list[GeneratedImage]:
-        tier, settings = settings_from(options, strength, self.checkpoint.sampling)
+        tier, values, settings = chosen
         self._check(requests, settings)
         on_image = options.get("on_image")
         notices = tuple(notice for picture in opened for notice in picture.notices)
@@ -220,7 +219,7 @@ class ImagePipeline:
         def finish(made: EngineImage) -> None:
             image = made.image if canvas is None else canvas.finish(made.image)
             deep = None if canvas is None else canvas.finish_deep(image)
-            recipe = self._recipe(task, requests[len(finished)], settings, tier, sources, image, extras or {})
+            recipe = self._recipe(task, requests[len(finished)], tier, values, sources, image, extras or {})
             finished.append(GeneratedImage(image, recipe, made.tokens, made.preview_tokens, profile, notices, deep))
             if on_image is not None:
                 on_image(finished[-1])
@@ -233,10 +232,12 @@ class ImagePipeline:
         return finished
 
     def _check(self, requests: Sequence[ImageRequest], settings: Settings) -> None:
-        """What depends on the model: steps and the length of prompts. Texts must be such as a recipe can hold."""
+        """What depends on the model and the requests; texts must be such as a recipe can hold."""
         most = self.engine.config.scheduler.num_train_timesteps
-        if settings.steps > most:
-            raise UsageError(f"steps must lie in 1..{most}, got {settings.steps}")
+        if settings.decoder.steps > most:
+            raise UsageError(f"steps must lie in 1..{most}, got {settings.decoder.steps}")
+        if settings.decoder.strength < 1 and any(request.canvas is None for request in requests):
+            raise UsageError("strength below 1 needs a canvas in every request, to start from")
         refuse_broken("negative_text", settings.negative_text)
         for prompt in {request.prompt for request in requests}:
             refuse_broken("the prompt", prompt)
@@ -248,8 +249,8 @@ class ImagePipeline:
         self,
         task: Literal["generate", "edit"],
         request: ImageRequest,
-        settings: Settings,
         tier: Tier,
+        values: dict[str, Any],
         sources: tuple[Source, ...],
         image: Image.Image,
         extras: dict[str, Any],
@@ -268,7 +269,7 @@ class ImagePipeline:
             seed=request.seed,
             size=request.size[::-1],
             output_size=image.size,
-            settings=option_values(settings),
+            settings=recorded(values),
             references=sources,
             tier=tier,
             device=str(self.networks.device),

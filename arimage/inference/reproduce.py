@@ -15,9 +15,7 @@ from arimage.images.recipe import Recipe, Source
 from arimage.images.writing import keeps_pixels
 from arimage.inference.pipeline import ImagePipeline
 from arimage.inference.results import GeneratedImage
-from arimage.inference.settings import idle_options
-
-ONCE_UNRECORDED = {"preview_grid": True, "solver": "euler", "schedule_power": 1.0}
+from arimage.options import from_recipe
 
 
 @dataclass(frozen=True)
@@ -50,13 +48,7 @@ def reproduce(
         ArimageError: a source is gone, or is not the picture that it was.
     """
     opened = _find(recipe.references, sources, "--input")
-    options: dict[str, Any] = {**ONCE_UNRECORDED, **recipe.settings, "tier": recipe.tier}
-    if recipe.references:
-        del options["preview_grid"]
-    strength = options.pop("strength")
-    options["guidance_interval"] = tuple(options["guidance_interval"])
-    for name in idle_options(options["temperature"], options["guidance"]):
-        del options[name]
+    options: dict[str, Any] = from_recipe(recipe.settings, recipe.task, bool(recipe.references)) | {"tier": recipe.tier}
     if recipe.task == "generate":
         return pipeline.generate(recipe.prompt, size=recipe.size, seed=recipe.seed, references=opened, **options)[0]
     masks = _find([recipe.mask] if recipe.mask else [], [] if mask is None else [mask], "--mask")
@@ -67,7 +59,6 @@ def reproduce(
         mask=masks[0] if masks else None,
         mask_polarity=recipe.mask_polarity,
         outpaint=recipe.outpaint,
-        strength=strength,
         size=recipe.size if resized else None,
         seed=recipe.seed,
         **options,

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from arimage.autoregressive.sampling import TokenSampling
 from arimage.data.records import Record
 from arimage.images.sheets import beside
 from arimage.inference.engine import Engine
@@ -18,6 +17,7 @@ from arimage.training.config import SampleConfig
 from arimage.training.examples import Example
 from arimage.training.objective import Objective
 from arimage.training.tokens import encode_views, reference_view
+from decoder.diffusion_decoder import DecoderSettings
 
 __all__ = ["sample_pictures"]
 
@@ -26,7 +26,7 @@ def sample_pictures(objective: Objective, config: SampleConfig, batches: StepBat
     """Pictures by prompt, then edits of fixed records (source and result side by side)."""
     networks = _Live(objective)
     engine = Engine(networks)
-    settings = Settings(steps=config.steps, guidance=config.guidance, tokens=TokenSampling())
+    settings = Settings(DecoderSettings(steps=config.steps, guidance=config.guidance))
     height, width = config.size[1], config.size[0]
     requests: list[ImageRequest] = []
     names: list[str] = []
@@ -75,7 +75,7 @@ def true_token_pictures(
 ) -> list[tuple[str, Image.Image]]:
     """The decoder alone: pictures rendered from the true visual tokens, beside the true pictures."""
     from arimage.training.objective import noise_of
-    from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder, Reference
+    from decoder.diffusion_decoder import DecodeRequest, DiffusionDecoder, Reference
     from decoder.glyph import quoted_texts
     from tokenizer.pixels import picture, pixels
     from tokenizer.semantic_tokenizer import half_size_pixels

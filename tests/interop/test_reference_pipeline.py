@@ -22,6 +22,7 @@ from arimage.inference.networks import Networks
 from arimage.inference.requests import ImageRequest
 from arimage.inference.settings import Settings
 from arimage.yaml_files import load_yaml
+from decoder.diffusion_decoder import DecoderSettings
 from tests.tiny_checkpoint import CONFIG, tiny_folder
 
 diffusers = pytest.importorskip("diffusers")
@@ -79,7 +80,7 @@ def pictures(both, prompt, size, photos=()):
         ).images[0]
     finally:
         reference.generate_prior_tokens = prior
-    settings = Settings(steps=STEPS, guidance=1.5, tokens=TokenSampling(temperature=0))
+    settings = Settings(DecoderSettings(steps=STEPS, guidance=1.5), TokenSampling(temperature=0))
     ours = engine.run([ImageRequest(prompt, size, seed=5, references=tuple(photos))], settings)[0]
     tokens = ours.tokens.repeat_interleave(2, 0).repeat_interleave(2, 1).flatten()
     assert torch.equal(tokens, seen[0][0][0])

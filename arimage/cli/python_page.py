@@ -1,18 +1,17 @@
-"""The reference of the Python interface, made from signatures and docstrings.
+"""The page of the Python interface, made from signatures and docstrings.
 
-python -m arimage.cli.python_reference > docs/python.md
+python -m arimage.cli.python_page > docs/python.md
 """
 
 import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-def python_reference() -> str:
+def python_page() -> str:
     """Public functions, options, classes and errors as Markdown."""
     import arimage
     from arimage.inference.pipeline import ImagePipeline
@@ -21,13 +20,11 @@ def python_reference() -> str:
     model = {"model": "checkpoint folder or loaded pipeline; the embedded model by default"}
     file = {"recipe": "carry the recipe in the file.", "ai_mark": "mark the file as made by a model (IPTC)."}
     path = {"path": "its suffix says the format."}
-    tokens = _meanings(arimage.TokenSampling)
-    tokens["token_guidance"] = tokens.pop("guidance")
     picture = arimage.GeneratedImage
     lines = [
         "# The Python interface",
         "",
-        "Made from the code: `python -m arimage.cli.python_reference > docs/python.md`.",
+        "Made from the code: `python -m arimage.cli.python_page > docs/python.md`.",
         "",
         "`arimage.generate` and `arimage.edit` open the model by themselves; `arimage.load` gives a pipeline",
         "with the same two as methods. Each takes the [options](#options) besides its own arguments.",
@@ -36,7 +33,7 @@ def python_reference() -> str:
         *_function("arimage.edit", arimage.edit, model | _meanings(ImagePipeline.edit)),
         *_function("arimage.load", arimage.load, {"path": "checkpoint folder."} | _meanings(ImagePipeline)),
         *_function("ImagePipeline.make", ImagePipeline.make, _meanings(ImagePipeline.make)),
-        *_fields("Options", Options, tokens),
+        *_options(Options),
         *_fields("arimage.GeneratedImage", picture),
         *_function("GeneratedImage.save", picture.save, path | file),
         *_function("GeneratedImage.to_bytes", picture.to_bytes, file | _meanings(picture.to_bytes)),
@@ -76,17 +73,42 @@ def _function(name: str, function: Any, meanings: dict[str, str]) -> list[str]:
     ]
 
 
-def _fields(name: str, kind: type, more: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+def _fields(name: str, kind: type) -> list[str]:
     """A heading, what it is, and the fields of a dataclass, model or typed dictionary."""
-    tree, meanings = _definition(kind), {**_meanings(kind), **more}
+    rows = [
+        f"| `{field}` | {hint} | {default} | {meaning} |"
+        for field, hint, default, meaning in _rows(kind, _meanings(kind))
+    ]
+    return [*_heading(name, kind), "| field | type | default | meaning |", "|---|---|---|---|", *rows, ""]
+
+
+def _rows(kind: type, meanings: Mapping[str, str]) -> Iterator[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of what a class declares in its body."""
+    tree = _definition(kind)
     assert isinstance(tree, ast.ClassDef)
-    rows = []
     for node in tree.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             field = node.target.id
             default = "" if isinstance(node.value, ast.Call) else _code(node.value)
-            rows.append(f"| `{field}` | {_code(node.annotation)} | {default} | {meanings.get(field, '')} |")
-    return [*_heading(name, kind), "| field | type | default | meaning |", "|---|---|---|---|", *rows, ""]
+            hint = node.annotation
+            if isinstance(hint, ast.Subscript) and ast.unparse(hint.value) == "Annotated":
+                assert isinstance(hint.slice, ast.Tuple)
+                hint = hint.slice.elts[0]
+            yield field, _code(hint), default, meanings.get(field, "")
+
+
+def _options(kind: type) -> list[str]:
+    """The declared options, then what is called while pictures are made."""
+    from arimage.options import OPTIONS, TASKS
+
+    lines = [*_heading("Options", kind), "| option | type | default | for | meaning |", "|---|---|---|---|---|"]
+    for option in OPTIONS.values():
+        tasks = "" if option.tasks == TASKS else ", ".join(f"`{task}`" for task in option.tasks)
+        hint = option.hint.replace("|", "\\|")
+        lines.append(f"| `{option.name}` | `{hint}` | {option.defaults} | {tasks} | {_plain(option.documentation)} |")
+    for name, hint, _, meaning in _rows(kind, _meanings(kind)):
+        lines.append(f"| `{name}` | {hint} |  |  | {meaning} |")
+    return [*lines, ""]
 
 
 def _heading(name: str, thing: Any) -> list[str]:
@@ -135,4 +157,4 @@ def _code(node: ast.expr | None) -> str:
 
 
 if __name__ == "__main__":
-    print(python_reference(), end="")
+    print(python_page(), end="")

@@ -1,12 +1,12 @@
-"""The option reference, made from the commands themselves.
+"""The page of commands and options, made from the commands themselves.
 
-python -m arimage.cli.reference > docs/options.md
+python -m arimage.cli.options_page > docs/options.md
 """
 
 from typing import Any
 
 
-def reference() -> str:
+def options_page() -> str:
     """All commands and options as Markdown."""
     from typer.main import get_command
 
@@ -15,7 +15,7 @@ def reference() -> str:
     lines = [
         "# Commands and options",
         "",
-        "Made from the code: `python -m arimage.cli.reference > docs/options.md`.",
+        "Made from the code: `python -m arimage.cli.options_page > docs/options.md`.",
         "",
     ]
     group: Any = get_command(app)
@@ -39,9 +39,11 @@ def _command(name: str, command: Any) -> list[str]:
         if parameter.param_type_name == "argument":
             names = f"`{parameter.name.upper()}`"
         default = "" if parameter.default in (None, (), []) else f"`{parameter.default}`"
+        if isinstance(parameter.show_default, str):
+            default = parameter.show_default
         lines.append(f"| {names} | {(parameter.help or '').replace('|', chr(92) + '|')} | {default} |")
     return [*lines, ""]
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    print(options_page(), end="")
