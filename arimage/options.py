@@ -162,15 +162,15 @@ class Option:
         return f"lie {words}" if words.startswith("in ") else f"be {words}"
 
     def _interval(self, value: Any) -> tuple[float, float]:
-        ends = tuple(value) if isinstance(value, Iterable) else ()
+        ends: tuple[Any, ...] = tuple(value) if isinstance(value, Iterable) else ()
         assert self.range is not None
         if len(ends) != 2 or not all(_is_number(end) and end in self.range for end in ends) or ends[0] > ends[1]:
             raise UsageError(f"{self.name} must be (low, high), low <= high, both {self.range}; got {value!r}")
         return float(ends[0]), float(ends[1])
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value) and abs(value) < math.inf
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _shown(value: Any) -> str:
