@@ -2,8 +2,8 @@
 # make test     a fresh environment, style, types and tests
 # make nano     train the embedded model from nothing (many hours of two cores, see configs/README.md; BUDGET=toy: minutes)
 # make evaluate what the embedded model can do, on held-out cases (artwork is fetched; two to three hours on two cores: 27 groups)
-# make bench    the unmodified reference and ours on the same weights, in one process
-# make interop  the same folders in the unmodified reference, in an environment of its own
+# make bench    unmodified upstream and ours on the same weights, in one process
+# make interop  the same folders in unmodified upstream, in an environment of its own
 
 PYTHON ?= python3
 ENVIRONMENTS ?= .venv

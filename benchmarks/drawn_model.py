@@ -1,4 +1,4 @@
-"""A model of any size with random weights, in memory only: as our networks, and as the reference with the same tensors.
+"""A model of any size with random weights, in memory only: as our networks, and as upstream with the same tensors.
 
 Speed does not depend on what weights are, as long as they are not zeros; pictures are noise.
 """
@@ -97,8 +97,8 @@ def load_all(networks: Networks) -> dict[NetworkName, int]:
     return counts
 
 
-def open_reference(networks: Networks) -> Any:
-    """The reference's pipeline with the parameters of networks that are loaded."""
+def open_upstream(networks: Networks) -> Any:
+    """Upstream's pipeline with the parameters of networks that are loaded."""
     import diffusers
     import transformers
     from accelerate import init_empty_weights
@@ -126,7 +126,7 @@ def open_reference(networks: Networks) -> Any:
 
 
 def parts_of(networks: Networks) -> dict[str, list[nn.Module]]:
-    """The loaded networks that make up each component, under the reference's names for parameters."""
+    """The loaded networks that make up each component, under upstream's names for parameters."""
     loaded = networks._loaded
     return {
         LANGUAGE: [loaded["autoregressive"], loaded["semantic_tokenizer"]],
@@ -139,7 +139,7 @@ def parts_of(networks: Networks) -> dict[str, list[nn.Module]]:
 def give_parameters(network: nn.Module, ours: Sequence[nn.Module], device: torch.device) -> None:
     """Give a network on the meta device our networks' parameters, by name.
 
-    They are the very same parameters, in memory once. Only what ours lays out as the reference never would (on a CPU
+    They are the very same parameters, in memory once. Only what ours lays out as upstream never would (on a CPU
     for oneDNN) is copied into the usual layout.
     """
     usual = {
@@ -160,7 +160,7 @@ def check_alive(engine: Engine, side: int = 256) -> None:
     """
     grid = (side // 32, side // 32)
     tokens = torch.randint(engine.config.quantizer.num_embeddings, grid)
-    request = ImageRequest("a sign", (side, side), seed=0, tokens=tokens)
+    request = ImageRequest("a sign", (side, side), seed=0, codes=tokens)
     picture = engine.run([request], Settings(DecoderSettings(steps=2)))[0].image
     if np.asarray(picture).std() < 1:
         raise RuntimeError("the drawn weights make a flat picture: something overflows, and times would mean nothing")

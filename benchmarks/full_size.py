@@ -1,4 +1,4 @@
-"""The unmodified reference and ours at any size of model, on the same random weights, in turns in one process.
+"""Unmodified upstream and ours at any size of model, on the same random weights, in turns in one process.
 
     python benchmarks/full_size.py --sizes 1024 --repeats 2 -o full-size-1024.json
     python benchmarks/full_size.py --sizes 2048 --sides ours
@@ -10,10 +10,10 @@ The model is a configuration, the released dimensions by default. Its weights ar
 asked for, and both sides compute with the same tensors: 17.7 billion parameters in bf16 take 35 GB, once.
 
 Both sides do the same work: preview grid, one row of tokens for each picture, two passes a diffusion step. A batch is
-one call on each side. Reported are the seconds of each part; tokens a second (the reference's image end is not
+one call on each side. Reported are the seconds of each part; tokens a second (upstream's image end is not
 counted), and the share of the measured memory bandwidth if a token of every picture of the batch reads the language
 model's weights once; the share of the measured rate of matrix products that diffusion reaches; the peak of memory,
-weights included. The reference's editing needs transformers 5.17. JSON is written after every case.
+weights included. Upstream's editing needs transformers 5.17. JSON is written after every case.
 
 On a CPU ours guesses tokens ahead, which drawn weights do not reward: for a trained model see ``speed.py``.
 """
@@ -32,7 +32,7 @@ import machine
 import numpy as np
 import torch
 import transformers
-from drawn_model import DrawnCheckpoint, check_alive, load_all, open_reference, write_folder
+from drawn_model import DrawnCheckpoint, check_alive, load_all, open_upstream, write_folder
 from PIL import Image
 from speed import (
     PARTS,
@@ -56,8 +56,8 @@ from arimage.inference.pipeline import ImagePipeline
 from arimage.yaml_files import load_yaml
 
 CONFIG = Path(__file__).parent.parent / "configs" / "glm-image-9b" / "model.yaml"
-SIDES = ("reference", "ours")
-REFERENCE_CANNOT_EDIT = "5.18"
+SIDES = ("upstream", "ours")
+UPSTREAM_CANNOT_EDIT = "5.18"
 PIXELS_PER_KEY = 16
 SHOWN = (*PARTS, "whole")
 STARTED = time.perf_counter()
@@ -89,7 +89,7 @@ class Case:
         return {**one, "flops_a_step": self.batch * one["flops_a_step"]}
 
 
-def run_reference(pipeline: Any, case: Case, steps: int, guidance: float, clock: Callable[[], float]) -> Times:
+def run_upstream(pipeline: Any, case: Case, steps: int, guidance: float, clock: Callable[[], float]) -> Times:
     """Seconds of each part of one call.
 
     Diffusion is what the call takes beside the other parts, so that nothing waits for the device between its steps.
@@ -113,7 +113,7 @@ def run_reference(pipeline: Any, case: Case, steps: int, guidance: float, clock:
 
 
 def _parts(seen: Times, total: float) -> Times:
-    """The reference's methods by what they are for."""
+    """Upstream's methods by what they are for."""
     codes = seen["get_image_features"] + seen["get_image_tokens"]
     times = {
         "references": codes + seen["preprocess"] + seen["encode"],
@@ -155,8 +155,8 @@ class Bench:
         parameters = self.found["parameters"] = load_all(self.ours.networks)
         say(f"{sum(parameters.values()) / 1e9:.3f} billion parameters drawn in {self.clock() - since:.1f} s")
         check_alive(self.ours.engine)
-        if "reference" in self.given.sides:
-            self.reference = without_special_tokens(open_reference(self.ours.networks))
+        if "upstream" in self.given.sides:
+            self.upstream = without_special_tokens(open_upstream(self.ours.networks))
 
     def measure(self, case: Case) -> None:
         """Run the sides in turns, and keep what came out; one that does not fit is left out."""
@@ -181,8 +181,8 @@ class Bench:
         guidance = self.given.guidance
 
         def once() -> Times:
-            if side == "reference":
-                return run_reference(self.reference, case, steps, guidance, self.clock)
+            if side == "upstream":
+                return run_upstream(self.upstream, case, steps, guidance, self.clock)
             options = SAME_TOKENS | {"guidance": guidance} | ({} if case.references else {"preview_grid": True})
             return run_ours(self.ours, case.size, steps, case.batch, case.photos(), options, self.clock)
 
@@ -215,7 +215,7 @@ def say(line: str) -> None:
 
 
 def table(cases: Sequence[dict[str, Any]]) -> str:
-    """Markdown, a row for each case and side; ``whole`` says in brackets how many times as fast as the reference."""
+    """Markdown, a row for each case and side; ``whole`` says in brackets how many times as fast as upstream."""
     columns = (
         "case", "side", *PARTS[:2], "tokens", "tokens/s", "of bandwidth", "diffusion", "a step", "of products",
         "autoencoder", "other", "whole", "peak GB",
@@ -224,8 +224,8 @@ def table(cases: Sequence[dict[str, Any]]) -> str:
     for case in cases:
         for side, row in case["sides"].items():
             part = {name: f"{seconds:.2f}" for name, seconds in row["seconds"].items()}
-            if side != "reference" and "reference" in case["sides"]:
-                times = case["sides"]["reference"]["seconds"]["whole"] / row["seconds"]["whole"]
+            if side != "upstream" and "upstream" in case["sides"]:
+                times = case["sides"]["upstream"]["seconds"]["whole"] / row["seconds"]["whole"]
                 part["whole"] += f" ({times:.2f}x)"
             lines.append(" | ".join([
                 case["name"], side, part["references"], part["prompt"], part["tokens"],
@@ -253,8 +253,8 @@ def parse() -> argparse.Namespace:
     given = parser.parse_args()
     if given.guidance <= 1:
         parser.error("without guidance a step has one pass; the shares here count two: --guidance must be above 1")
-    if given.references and "reference" in given.sides and transformers.__version__ >= REFERENCE_CANNOT_EDIT:
-        parser.error("the reference's editing crashes in this transformers; use 5.17, or --sides ours")
+    if given.references and "upstream" in given.sides and transformers.__version__ >= UPSTREAM_CANNOT_EDIT:
+        parser.error("upstream's editing crashes in this transformers; use 5.17, or --sides ours")
     return given
 
 

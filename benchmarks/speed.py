@@ -1,9 +1,9 @@
-"""The unmodified reference and ours on the same weights, prompts, sizes, steps and threads, in one process.
+"""Unmodified upstream and ours on the same weights, prompts, sizes, steps and threads, in one process.
 
 Runs alternate, so that a machine that drifts drifts for both; medians, spread and ratio are printed, JSON is written.
-``ours`` does the reference's work (preview grid, one row of tokens); with ``--fast`` ours at tier ``fast`` with the
-checkpoint's own way of drawing tokens is measured beside it, whatever steps the reference takes.
-Needs the environment of ``make interop`` (the reference's editing works with transformers 5.17 only):
+``ours`` does upstream's work (preview grid, one row of tokens); with ``--fast`` ours at tier ``fast`` with the
+checkpoint's own way of drawing tokens is measured beside it, whatever steps upstream takes.
+Needs the environment of ``make interop`` (upstream's editing works with transformers 5.17 only):
 
     make bench
     python benchmarks/speed.py --model arimage/models/nano --sizes 256 512 --repeats 5 -o speed.json
@@ -35,15 +35,15 @@ SAME_TOKENS = {"token_guidance": 1.0, "temperature": 0.9, "top_p": 0.75}
 Times = dict[str, float]
 
 
-def open_reference(folder: Path) -> Any:
-    """The reference in fp32 on the CPU, kept from drawing special tokens, which it would choke on."""
+def open_upstream(folder: Path) -> Any:
+    """Upstream in fp32 on the CPU, kept from drawing special tokens, which it would choke on."""
     import diffusers
 
     return without_special_tokens(diffusers.GlmImagePipeline.from_pretrained(folder, dtype=torch.float32))
 
 
 def without_special_tokens(pipeline: Any) -> Any:
-    """The reference, kept from drawing special tokens and from showing bars."""
+    """Upstream, kept from drawing special tokens and from showing bars."""
     config = pipeline.vision_language_encoder.config
     suppressed = range(config.vq_config.num_embeddings, config.text_config.vision_vocab_size)
     pipeline.vision_language_encoder.generation_config.suppress_tokens = list(suppressed)
@@ -72,7 +72,7 @@ def timed(
         setattr(owner, name, method)
 
 
-def run_reference(pipeline: Any, size: int, steps: int, count: int, photos: list[Image.Image]) -> Times:
+def run_upstream(pipeline: Any, size: int, steps: int, count: int, photos: list[Image.Image]) -> Times:
     times: Times = {}
     since = time.perf_counter()
     with (
@@ -168,7 +168,7 @@ def cold(code: str) -> tuple[float, float]:
 
 
 def loading(folder: Path) -> dict[str, tuple[float, float]]:
-    reference = (
+    upstream = (
         f"import torch, diffusers\ndiffusers.GlmImagePipeline.from_pretrained({str(folder)!r}, dtype=torch.float32)"
     )
     ours = (
@@ -176,7 +176,7 @@ def loading(folder: Path) -> dict[str, tuple[float, float]]:
         "for name in ('autoregressive', 'glyph_encoder', 'transformer', 'autoencoder'):\n"
         "    with networks.use(name): pass"
     )
-    return {name: min(cold(code) for _ in range(2)) for name, code in (("reference", reference), ("ours", ours))}
+    return {name: min(cold(code) for _ in range(2)) for name, code in (("upstream", upstream), ("ours", ours))}
 
 
 def picture_memory(folder: Path, size: int, sides: Sequence[str]) -> dict[str, float]:
@@ -186,7 +186,7 @@ def picture_memory(folder: Path, size: int, sides: Sequence[str]) -> dict[str, f
         f"import arimage, speed\nfrom pathlib import Path\nfolder, size = Path({str(folder)!r}), {size}\n"
     )
     pictures = {
-        "reference": "speed.run_reference(speed.open_reference(folder), size, 2, 1, [])",
+        "upstream": "speed.run_upstream(speed.open_upstream(folder), size, 2, 1, [])",
         "ours": "options = speed.SAME_TOKENS | {'preview_grid': True}\n"
         "speed.run_ours(arimage.load(folder), size, 2, 1, [], options)",
     }
@@ -289,8 +289,8 @@ def report(name: str, found: dict[str, list[Times]]) -> dict[str, Any]:
         cells = " | ".join(f"{row[part]:.2f}" for part in (*PARTS, "whole"))
         print(f"| {side} | {cells} | {100 * spread(found[side]):.0f} % |")
     for side in rows:
-        if side != "reference" and "reference" in rows:
-            theirs, ours = rows["reference"], rows[side]
+        if side != "upstream" and "upstream" in rows:
+            theirs, ours = rows["upstream"], rows[side]
             both = {p: theirs[p] / ours[p] for p in ("tokens", "diffusion", "autoencoder", "whole") if ours[p] > 0}
             print(f"\n{side}: " + ", ".join(f"{part} {ratio:.2f}x" for part, ratio in both.items()), flush=True)
     return {"name": name, "medians": rows, "runs": found}
@@ -305,8 +305,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--curve", nargs="+", help="size, batch or references, then the values")
     parser.add_argument("--one-by-one", action="store_true", help="also ours with a pass for each token")
-    parser.add_argument("--fast", action="store_true", help="also ours at tier fast, against the reference's defaults")
-    parser.add_argument("--ours-only", action="store_true", help="where the reference cannot run")
+    parser.add_argument("--fast", action="store_true", help="also ours at tier fast, against upstream's defaults")
+    parser.add_argument("--ours-only", action="store_true", help="where upstream cannot run")
     parser.add_argument("-o", "--output", type=Path, default=Path("speed.json"))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -324,7 +324,7 @@ def main() -> None:
         print(f"import and load, {side}: {seconds:.1f} s, {peak:.2f} GB")
     results["first_line"] = min(first_line(folder) for _ in range(3))
     print(f"arimage generate to its first line of progress: {results['first_line']:.1f} s")
-    ours, reference = arimage.load(folder), None if given.ours_only else open_reference(folder)
+    ours, upstream = arimage.load(folder), None if given.ours_only else open_upstream(folder)
     axis, *values = given.curve or ["size", *map(str, given.sizes)]
     for value in map(int, values):
         size = value if axis == "size" else given.sizes[0]
@@ -336,8 +336,8 @@ def main() -> None:
             return lambda: run_ours(ours, size, given.steps, count, photos, options)
 
         runs: dict[str, Callable[[], Times]] = {}
-        if reference is not None:
-            runs["reference"] = lambda s=size, c=count, p=photos: run_reference(reference, s, given.steps, c, p)  # type: ignore[misc]
+        if upstream is not None:
+            runs["upstream"] = lambda s=size, c=count, p=photos: run_upstream(upstream, s, given.steps, c, p)  # type: ignore[misc]
         runs["ours"] = ours_with(size, count, photos, SAME_TOKENS | ({} if photos else {"preview_grid": True}))
         if given.one_by_one:
             runs["ours, one by one"] = one_by_one(runs["ours"])
@@ -347,12 +347,12 @@ def main() -> None:
             runs["ours, fast"] = ours_with(size, count, photos, TIERS["fast"])
         table = report(f"{axis} {value}, {given.steps} steps", alternate(runs, given.repeats))
         done = work(ours.checkpoint.config, size, preview=not photos, reference_keys=shown * (size // 16) ** 2)
-        for side in ("reference", "ours"):
+        for side in ("upstream", "ours"):
             if side in table["medians"]:
                 told = shares(table["medians"][side], done, results, given.steps, count)
                 print(f"{side}: {told}")
         if axis == "size":
-            sides = ["ours"] if reference is None else ["reference", "ours"]
+            sides = ["ours"] if upstream is None else ["upstream", "ours"]
             table["memory_gb"] = picture_memory(folder, size, sides)
             told = ", ".join(f"{side} {peak:.2f} GB" for side, peak in table["memory_gb"].items())
             print(f"peak memory of a process that makes one: {told}")

@@ -26,7 +26,7 @@ class Reference:
     """A reference picture as the decoder sees it: latents (C, H, W) and codes (H/4, W/4)."""
 
     latents: Tensor
-    tokens: Tensor
+    codes: Tensor
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DecodeRequest:
     """One picture to render.
 
     Attributes:
-        tokens: (h, w) visual tokens.
+        codes: (h, w) codes of the visual tokens.
         glyphs: (L, width) embeddings of the prompt's quoted texts.
         negative_glyphs: (L0, width) those of the unconditional branch, usually the empty text's.
         references: pictures that the conditional branch attends to.
@@ -43,7 +43,7 @@ class DecodeRequest:
         start_latents: (C, 4h, 4w) where to start from when strength is below 1.
     """
 
-    tokens: Tensor
+    codes: Tensor
     glyphs: Tensor
     negative_glyphs: Tensor
     references: tuple[Reference, ...]
@@ -52,9 +52,9 @@ class DecodeRequest:
     start_latents: Tensor | None = None
 
     def __post_init__(self) -> None:
-        latent_size = tuple(LATENTS_PER_TOKEN * side for side in self.tokens.shape)
+        latent_size = tuple(LATENTS_PER_TOKEN * side for side in self.codes.shape)
         if tuple(self.noise.shape[1:]) != latent_size:
-            raise ValueError(f"noise for a {tuple(self.tokens.shape)} grid has sides {latent_size}, "
+            raise ValueError(f"noise for a {tuple(self.codes.shape)} grid has sides {latent_size}, "
                              f"not {tuple(self.noise.shape[1:])}")  # fmt: skip
 
 
@@ -124,8 +124,8 @@ class DiffusionDecoder:
         """
         if not requests:
             return []
-        height, width = requests[0].tokens.shape
-        if any(request.tokens.shape != (height, width) for request in requests):
+        height, width = requests[0].codes.shape
+        if any(request.codes.shape != (height, width) for request in requests):
             raise ValueError("the pictures of one call must have the same grid; sample others in another call")
         if settings.strength < 1 and any(request.start_latents is None for request in requests):
             raise ValueError("strength below 1 needs start_latents in every request")
@@ -161,7 +161,7 @@ class _GuidedVelocity:
         self.transformer, self.settings = transformer, settings
         self.sigmas = schedule.sigmas.tolist()
         device = transformer.device
-        height, width = requests[0].tokens.shape
+        height, width = requests[0].codes.shape
         size = torch.tensor([[height, width]], device=device) * LATENTS_PER_TOKEN * PIXELS_PER_LATENT
         self.modulation: Modulation = transformer.modulate(
             schedule.timesteps.to(device), size.expand(schedule.steps, -1)
@@ -207,12 +207,12 @@ class _GuidedVelocity:
         lengths = torch.tensor([len(glyph) for glyph in glyphs])
         references = self.transformer.encode_references(
             [
-                [(reference.latents, reference.tokens) for reference in request.references] if told else []
+                [(reference.latents, reference.codes) for reference in request.references] if told else []
                 for request, told in rows
             ]
         )
         return self.transformer.condition(
-            torch.stack([request.tokens for request, _ in rows]).to(device),
+            torch.stack([request.codes for request, _ in rows]).to(device),
             padded.to(device),
             (torch.arange(longest) < lengths[:, None]).to(device),
             torch.tensor([not told for _, told in rows], device=device),

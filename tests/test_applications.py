@@ -119,7 +119,7 @@ def test_written_files_have_the_rights_that_the_process_gives(tmp_path):
 
 def decoded(seed):
     """A request whose tokens are given."""
-    return ImageRequest("a fox", (64, 64), seed, tokens=torch.zeros(2, 2, dtype=torch.long))
+    return ImageRequest("a fox", (64, 64), seed, codes=torch.zeros(2, 2, dtype=torch.long))
 
 
 @pytest.mark.parametrize("placement", ["resident", "sequential"])

@@ -62,17 +62,17 @@ def run(model, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def both(request, tmp_path_factory):
-    """Our networks with drawn weights, and the reference with theirs."""
+    """Our networks with drawn weights, and upstream with theirs."""
     folder = drawn_model.write_folder(tmp_path_factory.mktemp("drawn"), CONFIG, request.param)
     networks = Networks(drawn_model.DrawnCheckpoint(folder, CPU, request.param), CPU, request.param)
     drawn_model.load_all(networks)
-    return networks, speed.without_special_tokens(drawn_model.open_reference(networks))
+    return networks, speed.without_special_tokens(drawn_model.open_upstream(networks))
 
 
 def test_both_sides_hold_the_same_weights_and_none_is_constant(both):
-    networks, reference = both
+    networks, upstream = both
     for component, parts in drawn_model.parts_of(networks).items():
-        theirs = dict(getattr(reference, component).named_parameters(remove_duplicate=False))
+        theirs = dict(getattr(upstream, component).named_parameters(remove_duplicate=False))
         ours = {name: kept for part in parts for name, kept in part.named_parameters(remove_duplicate=False)}
         assert theirs.keys() == ours.keys()
         for name, kept in ours.items():
@@ -81,9 +81,9 @@ def test_both_sides_hold_the_same_weights_and_none_is_constant(both):
 
 
 def test_weights_are_in_memory_once_unless_ours_lays_them_out(both):
-    networks, reference = both
+    networks, upstream = both
     for component, parts in drawn_model.parts_of(networks).items():
-        theirs = dict(getattr(reference, component).named_parameters())
+        theirs = dict(getattr(upstream, component).named_parameters())
         for part in parts:
             for name, kept in part.named_parameters():
                 shared = theirs[name].data_ptr() == kept.data_ptr()
@@ -95,10 +95,10 @@ def test_weights_are_in_memory_once_unless_ours_lays_them_out(both):
 @pytest.mark.parametrize("both", [torch.float32], ids=["fp32"], indirect=True)
 def test_both_sides_draw_the_same_picture(both):
     """Greedy tokens and the same noise, so that nothing but the networks could differ."""
-    networks, reference = both
+    networks, upstream = both
     engine = Engine(networks)
-    reference.vision_language_encoder.generation_config.top_k = 1
-    theirs = reference("a fox", height=64, width=64, num_inference_steps=2, latents=engine._noise(5, (2, 2))[None])
+    upstream.vision_language_encoder.generation_config.top_k = 1
+    theirs = upstream("a fox", height=64, width=64, num_inference_steps=2, latents=engine._noise(5, (2, 2))[None])
     settings = Settings(DecoderSettings(steps=2), TokenSampling(temperature=0))
     ours = engine.run([ImageRequest("a fox", (64, 64), seed=5)], settings)[0].image
     difference = np.asarray(theirs.images[0], dtype=int) - np.asarray(ours, dtype=int)
@@ -121,7 +121,7 @@ def test_the_parts_of_a_picture_add_up_on_both_sides(run):
     assert found["command"].startswith("python")
     for case in found["cases"]:
         assert case["work"]["tokens"] == 256 + (case["size"] // 32) ** 2
-        assert list(case["sides"]) == ["reference", "ours"]
+        assert list(case["sides"]) == ["upstream", "ours"]
         for side, row in case["sides"].items():
             (times,) = row["runs"]
             parts = {part: times.get(part, 0) for part in speed.PARTS}
@@ -146,7 +146,7 @@ def test_the_memory_of_a_picture_grows_with_its_size(checkpoint_folder):
     assert 0.1 < small < large < 5
 
 
-def test_the_references_methods_are_sorted_into_parts_without_counting_twice():
+def test_upstreams_methods_are_sorted_into_parts_without_counting_twice():
     seen = {
         "generate_prior_tokens": 100, "get_image_features": 10, "get_image_tokens": 5, "generate": 60, "_prefill": 20,
         "encode_prompt": 7, "encode": 3, "decode": 30, "preprocess": 2, "postprocess": 1,
@@ -157,10 +157,10 @@ def test_the_references_methods_are_sorted_into_parts_without_counting_twice():
 
 
 @pytest.mark.parametrize("both", [torch.float32], ids=["fp32"], indirect=True)
-def test_the_references_diffusion_is_the_time_of_its_transformer(both):
+def test_upstreams_diffusion_is_the_time_of_its_transformer(both):
     seen: dict[str, float] = {}
     with speed.timed(both[1].transformer, "forward", seen, "passes"):
-        times = full_size.run_reference(both[1], full_size.Case(64, 1, 0, 64), 8, 1.5, time.perf_counter)
+        times = full_size.run_upstream(both[1], full_size.Case(64, 1, 0, 64), 8, 1.5, time.perf_counter)
     assert seen["passes"] <= times["diffusion"] <= 3 * seen["passes"] + 0.5
 
 
@@ -174,7 +174,7 @@ def test_a_reference_is_work_of_its_own(run):
     assert case["work"]["flops_a_step"] > speed.work(CONFIG, 64, preview=False)["flops_a_step"]
 
 
-def test_the_references_editing_is_refused_where_it_crashes(run, monkeypatch, capsys):
+def test_upstreams_editing_is_refused_where_it_crashes(run, monkeypatch, capsys):
     monkeypatch.setattr(full_size.transformers, "__version__", "5.20.0")
     with pytest.raises(SystemExit):
         run(full_size, "--references", "1")
@@ -185,11 +185,11 @@ def test_a_side_that_does_not_fit_is_left_out(run, monkeypatch):
     def too_much(*_):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(full_size, "run_reference", too_much)
+    monkeypatch.setattr(full_size, "run_upstream", too_much)
     found, table = run(full_size, "--sizes", "32", "--steps", "1")
     assert list(found["cases"][0]["sides"]) == ["ours"]
     assert "| ours |" in table
-    assert "| reference |" not in table
+    assert "| upstream |" not in table
 
 
 def test_the_released_dimensions_take_58_teraflops_a_pass_and_8_billion_weights_a_token():

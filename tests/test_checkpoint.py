@@ -426,10 +426,10 @@ def test_a_folder_may_say_how_its_tokens_are_best_drawn(tmp_path):
     first = pipeline.generate("a", size=64, steps=1, seed=1)[0]
     made = first.recipe.settings
     assert (made["temperature"], made["token_guidance"], made["top_p"]) == (0.5, 2.0, 0.75)
-    assert (made["preview_grid"], first.preview_tokens) == (False, None)
+    assert (made["preview_grid"], first.preview_codes) == (False, None)
     asked = pipeline.generate("a", size=64, steps=1, seed=1, temperature=0, preview_grid=True)[0]
     assert asked.recipe.settings["temperature"] == 0
-    assert asked.preview_tokens.shape == (16, 16)
+    assert asked.preview_codes.shape == (16, 16)
     with pytest.raises(UsageError, match="preview_grid"):
         pipeline.edit(asked.image, "b", preview_grid=False)
     index = json.loads((path / "model_index.json").read_text())

@@ -30,7 +30,7 @@ def test_compiled_networks_make_the_same_picture(checkpoint_folder):
         with networks.use("autoregressive") as model:
             assert model.fixed_steps == compiled
     for plain, other in zip(*made):
-        assert torch.equal(plain.tokens, other.tokens)
+        assert torch.equal(plain.codes, other.codes)
         difference = np.asarray(plain.image, int) - np.asarray(other.image, int)
         assert np.abs(difference).max() <= 1
 

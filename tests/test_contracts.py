@@ -45,7 +45,7 @@ def test_determinism(pipeline):
     for i, prompt in enumerate(["a fox", "a fox", "a much longer prompt “文字”", "a much longer prompt “文字”"]):
         torch.manual_seed(i)
         alone = pipeline.generate(prompt, seed=10 + i, **FAST)[0]
-        assert torch.equal(alone.tokens, together[i].tokens)
+        assert torch.equal(alone.codes, together[i].codes)
         assert np.array_equal(pixels(alone), pixels(together[i]))
     alone = pipeline.edit([reference, photo(200, 64, 1)], "blue", seed=21, **EDIT)[0]
     assert np.array_equal(pixels(alone), pixels(edits[1]))
@@ -100,9 +100,9 @@ def test_a_grid_is_always_whole(pipeline):
     for size, temperature in (((64, 96), 3.0), ((256, 64), 1.0)):
         made = pipeline.generate("x", size=size, steps=1, temperature=temperature, top_p=1.0, seed=1)[0]
         grid = target_grid(*size[::-1])
-        assert tuple(made.tokens.shape) == tuple(grid)
-        assert tuple(made.preview_tokens.shape) == tuple(preview_grid(grid))
-        for tokens in (made.tokens, made.preview_tokens):
+        assert tuple(made.codes.shape) == tuple(grid)
+        assert tuple(made.preview_codes.shape) == tuple(preview_grid(grid))
+        for tokens in (made.codes, made.preview_codes):
             assert int(tokens.min()) >= 0
             assert int(tokens.max()) < codes
 

@@ -27,7 +27,7 @@ def scheduler():
 
 def request(seed=0, glyphs=4, references=(), grid=GRID, **options):
     return DecodeRequest(
-        tokens=random_codes(*grid, seed=seed),
+        codes=random_codes(*grid, seed=seed),
         glyphs=random_tensor(glyphs, GLYPH_WIDTH, seed=seed + 1),
         negative_glyphs=random_tensor(1, GLYPH_WIDTH, seed=99),
         references=tuple(Reference(*reference) for reference in references),
@@ -123,14 +123,14 @@ def test_a_released_scheduler_config_is_read():
 def reference_latents(reference, wanted, steps, guidance):
     """The reference pipeline's denoising loop, on its own classes, for one picture."""
     flow = scheduler()
-    height, width = wanted.tokens.shape
+    height, width = wanted.codes.shape
     timesteps = np.linspace(1000, 1.0, steps + 1)[:-1].astype(np.int64).astype(np.float32)
     timesteps, _ = retrieve_timesteps(
         flow, steps, "cpu", timesteps, timesteps / 1000, mu=calculate_shift(4 * height * width)
     )
-    rows = [[(one.latents, one.tokens) for one in wanted.references]]
+    rows = [[(one.latents, one.codes) for one in wanted.references]]
     caches = reference_caches(reference, rows) if wanted.references else None
-    latents, prior = wanted.noise[None], doubled(wanted.tokens[None])
+    latents, prior = wanted.noise[None], doubled(wanted.codes[None])
     common = {
         "prior_token_id": prior,
         "target_size": torch.tensor([[32.0 * height, 32.0 * width]]),

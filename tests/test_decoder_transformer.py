@@ -1,4 +1,4 @@
-"""The diffusion transformer against the unmodified reference."""
+"""The diffusion transformer against unmodified upstream."""
 
 import pytest
 import torch

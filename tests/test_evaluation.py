@@ -269,9 +269,9 @@ def test_a_part_alone_starts_from_the_true_scene(
     tokens = pipeline.networks.checkpoint.semantic_tokenizer(torch.device("cpu"), torch.float32).encode(
         [case.record.image]
     )
-    request = ImageRequest(case.prompt, (height, width), wanted.seed + case.index, tokens=tokens[0])
+    request = ImageRequest(case.prompt, (height, width), wanted.seed + case.index, codes=tokens[0])
     made = pipeline.make([request], steps=1)[0]
-    assert torch.equal(made.tokens, tokens[0])
+    assert torch.equal(made.codes, tokens[0])
     monkeypatch.setattr("arimage.inference.engine.generate_grids", lambda *_: pytest.fail("asked for tokens"))
     (rendered,) = pictures([case], pipeline, wanted.model_copy(update={"part": "decoder"}))
     assert np.array_equal(np.asarray(rendered), np.asarray(made.image))
@@ -279,7 +279,7 @@ def test_a_part_alone_starts_from_the_true_scene(
     assert there_and_back.size == (width, height)
     assert not np.array_equal(np.asarray(there_and_back), np.asarray(rendered))
     with pytest.raises(ValueError, match="tokens"):
-        ImageRequest("x", (height, 2 * width), 1, tokens=tokens[0])
+        ImageRequest("x", (height, 2 * width), 1, codes=tokens[0])
 
 
 def test_features_are_unit_vectors(judge: Judge) -> None:

@@ -1,4 +1,4 @@
-"""The semantic tokenizer against the unmodified reference, and the size rule."""
+"""The semantic tokenizer against unmodified upstream, and the size rule."""
 
 import itertools
 

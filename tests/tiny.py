@@ -1,4 +1,4 @@
-"""Small random models for tests: the unmodified reference and ours with the same weights.
+"""Small random models for tests: unmodified upstream and ours with the same weights.
 
 Every parameter is drawn from one normal distribution, so that no path is silent (library initialisations start
 gates and biases at zero, and a broken path would not show).
@@ -61,7 +61,7 @@ def randomize(module: nn.Module, seed: int, std: float = 0.2) -> None:
 def tiny_language_encoder(
     shape: Shape, seed: int
 ) -> tuple[GlmImageForConditionalGeneration, AutoregressiveModel, SemanticTokenizer]:
-    """The reference's vision-language encoder, and our two networks with its weights."""
+    """Upstream's vision-language encoder, and our two networks with its weights."""
     reference = GlmImageForConditionalGeneration(
         GlmImageConfig(
             text_config={

@@ -1,4 +1,4 @@
-"""Small random decoders: the unmodified reference and ours with the same weights."""
+"""Small random decoders: unmodified upstream and ours with the same weights."""
 
 import torch
 from diffusers import AutoencoderKL, GlmImageTransformer2DModel
@@ -27,7 +27,7 @@ CONFIGS = [
 def tiny_transformers(
     config: TransformerConfig, seed: int, std: float = 0.2
 ) -> tuple[GlmImageTransformer2DModel, DiffusionTransformer]:
-    """The reference's transformer and ours, same weights, fp32."""
+    """Upstream's transformer and ours, same weights, fp32."""
     reference = GlmImageTransformer2DModel(**config.model_dump()).eval()
     randomize(reference, seed, std)
     ours = DiffusionTransformer(config).eval()

@@ -35,14 +35,14 @@ OUR_KEY = "_arimage"
 
 
 def build_autoencoder(config: ModelConfig) -> nn.Module:
-    """The reference class of the autoencoder, with its own initialisation."""
+    """The upstream class of the autoencoder, with its own initialisation."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(**config.autoencoder.arguments())
 
 
 def build_glyph_encoder(config: ModelConfig) -> Any:
-    """The reference class of the glyph encoder, with its own initialisation."""
+    """The upstream class of the glyph encoder, with its own initialisation."""
     from transformers import T5Config, T5EncoderModel
 
     return T5EncoderModel(T5Config(**config.glyph_encoder.model_dump(), is_encoder_decoder=False, use_cache=False))

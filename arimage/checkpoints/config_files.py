@@ -1,6 +1,6 @@
 """The dimensions of a whole model in the config files of a checkpoint folder, read and written.
 
-The files are those of the reference classes; what is read becomes one validated :class:`ModelConfig`.
+The files are those of the upstream classes; what is read becomes one validated :class:`ModelConfig`.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ Model = TypeVar("Model", bound=BaseModel)
 def read_folder(folder: Path) -> ModelConfig:
     """The configuration of a checkpoint folder.
 
-    Keys that only the reference classes use are passed over; values that change the computation in a way the
+    Keys that only the upstream classes use are passed over; values that change the computation in a way the
     networks here do not follow are refused.
 
     Raises:
@@ -71,7 +71,7 @@ def read_folder(folder: Path) -> ModelConfig:
 
 
 def _transformer_defaults(path: Path) -> dict[str, Any]:
-    """The reference class's own defaults under what the file says."""
+    """The upstream class's own defaults under what the file says."""
     return {"attention_head_dim": 40, "num_attention_heads": 64, **read_json(path)}
 
 
@@ -110,7 +110,7 @@ def write_configuration(
 
 
 def _config_files(config: ModelConfig, dtype: torch.dtype, placeholder: int) -> dict[str, dict[str, Any]]:
-    """The config files of the reference classes, by their place in the folder."""
+    """The config files of the upstream classes, by their place in the folder."""
     precision = str(dtype).removeprefix("torch.")
     text = config.text_model.model_dump()
     rope = {name: text.pop(name) for name in ("rope_theta", "partial_rotary_factor", "mrope_section")}

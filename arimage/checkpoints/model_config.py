@@ -1,7 +1,7 @@
 """The dimensions of a whole model: one validated section for each network.
 
 A YAML file holds them by the same names (``configs/nano/model.yaml``, see :mod:`arimage.yaml_files`); a checkpoint
-folder holds the same numbers in the config files of the reference classes (:mod:`arimage.checkpoints.config_files`).
+folder holds the same numbers in the config files of the upstream classes (:mod:`arimage.checkpoints.config_files`).
 """
 
 from typing import Any

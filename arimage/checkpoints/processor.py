@@ -36,7 +36,7 @@ def read_processor(folder: Path) -> ProcessorConfig:
 
 
 def write_processor(folder: Path, config: ModelConfig, tokenizer: Mapping[str, Any]) -> None:
-    """Write the folders ``processor`` and ``tokenizer`` by the classes that read them in the reference.
+    """Write the folders ``processor`` and ``tokenizer`` by the classes that read them upstream.
 
     Args:
         tokenizer: the contents of ``tokenizer.json``.

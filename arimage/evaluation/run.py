@@ -132,7 +132,7 @@ def _made(
             sources[place] = (made.image,)
     prompts = [case.prompt if case.second is None else case.second.prompt for case in batch]
     requests = [
-        replace(_request(case, config, prompt, pictures), tokens=codes)
+        replace(_request(case, config, prompt, pictures), codes=codes)
         for case, prompt, pictures, codes in zip(batch, prompts, sources, tokens)
     ]
     return pipeline.make(requests, **options)
@@ -162,7 +162,7 @@ def _of_codes(batch: Sequence[Case], pipeline: ImagePipeline, config: EvaluateCo
         shares: dict[str, Share] = {}
         for kind, chosen in cells.items():
             for how, images in made.items():
-                right = float((images[place].tokens.cpu() == true)[chosen].sum())
+                right = float((images[place].codes.cpu() == true)[chosen].sum())
                 shares[f"{case.group}: {kind}, {how}"] = right, float(chosen.sum())
         whole = {name: (of, of) for name, (_, of) in shares.items()}
         outcomes.append(Outcome(case, made["drawn"][place].image, shares, whole))

@@ -93,7 +93,7 @@ class Engine:
         token_requests = {
             i: self._token_request(request, settings, sources)
             for i, request in enumerate(requests)
-            if request.tokens is None
+            if request.codes is None
         }
         work = _Work(requests, settings, sources, glyphs, token_requests, on_progress, on_preview)
         finished: list[EngineImage] = []
@@ -104,18 +104,18 @@ class Engine:
                 on_image(image)
 
         for group in _batches(range(len(requests)), TOKEN_BATCH):
-            grids = self._generate_tokens(work, group)
-            self._show_preview_grids(work, grids)
+            codes = self._generate_tokens(work, group)
+            self._show_preview_grids(work, codes)
             # Each picture is rendered as soon as it is decoded, unless that means reading networks anew.
             for turn in _batches(group, len(group) if self.networks.placement == "sequential" else 1):
                 latents: list[Tensor] = []
                 complete = False
                 try:
-                    self._diffuse(work, turn, grids, latents)
+                    self._diffuse(work, turn, codes, latents)
                     complete = True
                 finally:
                     if complete or on_image is not None:
-                        self._render(work, turn[: len(latents)], grids, latents, finish)
+                        self._render(work, turn[: len(latents)], codes, latents, finish)
         return finished
 
     def _encode_sources(self, requests: Sequence[ImageRequest]) -> Sources:
@@ -156,10 +156,10 @@ class Engine:
         return build_prompt(self.vocabulary, request.prompt, target_grid(*request.size), references, preview=preview)
 
     def _token_request(self, request: ImageRequest, settings: Settings, sources: Sources) -> TokenRequest:
-        references = [sources[self._source_key(picture)].tokens for picture in request.references]
+        references = [sources[self._source_key(picture)].codes for picture in request.references]
         fixed = None
         if request.mask is not None and request.canvas is not None:
-            known = sources[id(request.canvas), request.size].tokens
+            known = sources[id(request.canvas), request.size].codes
             protected = request.mask.protected_cells(*target_grid(*request.size))
             fixed = torch.where(protected, known, FREE)
         unconditional = None
@@ -170,11 +170,11 @@ class Engine:
         return TokenRequest(prompt, stream(request.seed, "tokens"), fixed, unconditional)
 
     def _generate_tokens(self, work: "_Work", group: Sequence[int]) -> dict[int, list[Tensor]]:
-        """The grids of each picture of a group: its tokens, and before them its preview where it has one."""
-        grids = {i: [tokens] for i in group if (tokens := work.requests[i].tokens) is not None}
+        """The codes of each picture of a group, and before them those of its preview where it has one."""
+        given = {i: [codes] for i in group if (codes := work.requests[i].codes) is not None}
         asked = [i for i in group if i in work.token_requests]
         if not asked:
-            return grids
+            return given
         counts = {i: request.prompt.new_tokens for i, request in work.token_requests.items()}
         before, total = sum(count for i, count in counts.items() if i < asked[0]), sum(counts.values())
 
@@ -185,19 +185,19 @@ class Engine:
         batch = [work.token_requests[i] for i in asked]
         with self.networks.use("autoregressive") as model:
             generated = generate_grids(model, batch, work.settings.tokens, self.vocabulary.codebook_size, report)
-        return grids | dict(zip(asked, generated))
+        return given | dict(zip(asked, generated))
 
-    def _show_preview_grids(self, work: "_Work", grids: dict[int, list[Tensor]]) -> None:
+    def _show_preview_grids(self, work: "_Work", codes: dict[int, list[Tensor]]) -> None:
         """Render preview grids in a few unguided steps."""
-        shown = {i: picture[0] for i, picture in grids.items() if len(picture) > 1}
+        shown = {i: picture[0] for i, picture in codes.items() if len(picture) > 1}
         if not shown or work.on_preview is None:
             return
         glyphs, negative = self._encode_glyphs([work.requests[i].prompt for i in shown], "")
         with self.networks.use("transformer") as transformer:
             decoder = DiffusionDecoder(transformer, self.config.scheduler)
-            for (i, tokens), glyph in zip(shown.items(), glyphs):
-                noise = self._noise(work.requests[i].seed, tuple(tokens.shape))
-                request = DecodeRequest(tokens, glyph, negative, (), noise)
+            for (i, preview), glyph in zip(shown.items(), glyphs):
+                noise = self._noise(work.requests[i].seed, tuple(preview.shape))
+                request = DecodeRequest(preview, glyph, negative, (), noise)
                 latents = decoder.sample([request], DecoderSettings(steps=PREVIEW_STEPS, guidance=1.0))[0]
                 with self.networks.use("autoencoder") as autoencoder:
                     work.on_preview(Preview(i, "grid", as_picture(autoencoder.decode(latents[None])[0])))
@@ -213,7 +213,7 @@ class Engine:
         return rows[:-1], rows[-1]
 
     def _diffuse(
-        self, work: "_Work", pictures: Sequence[int], grids: dict[int, list[Tensor]], latents: list[Tensor]
+        self, work: "_Work", pictures: Sequence[int], codes: dict[int, list[Tensor]], latents: list[Tensor]
     ) -> None:
         """Append the latents of each picture."""
         settings = work.settings
@@ -235,11 +235,11 @@ class Engine:
                     keep = request.mask.protected_cells(*canvas.latents.shape[-2:])
                     known = KnownRegion(canvas.latents, keep.to(canvas.latents))
                 decode = DecodeRequest(
-                    tokens=grids[i][-1],
+                    codes=codes[i][-1],
                     glyphs=work.glyphs[0][i],
                     negative_glyphs=work.glyphs[1],
                     references=tuple(work.sources[self._source_key(picture)] for picture in request.references),
-                    noise=self._noise(request.seed, tuple(grids[i][-1].shape)),
+                    noise=self._noise(request.seed, tuple(codes[i][-1].shape)),
                     known=known,
                     start_latents=canvas.latents if canvas is not None and settings.decoder.strength < 1 else None,
                 )
@@ -261,7 +261,7 @@ class Engine:
         self,
         work: "_Work",
         pictures: Sequence[int],
-        grids: dict[int, list[Tensor]],
+        codes: dict[int, list[Tensor]],
         latents: Sequence[Tensor],
         finish: ImageCallback,
     ) -> None:
@@ -278,7 +278,7 @@ class Engine:
                     image = request.mask.composite(canvas, resized(image, canvas.size[::-1]))
                 if request.output_size is not None:
                     image = resized(image, request.output_size)
-                finish(EngineImage(image, grids[i][-1], grids[i][0] if len(grids[i]) > 1 else None))
+                finish(EngineImage(image, codes[i][-1], codes[i][0] if len(codes[i]) > 1 else None))
 
 
 def stream(seed: int, purpose: str) -> int:

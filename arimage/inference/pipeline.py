@@ -220,7 +220,7 @@ class ImagePipeline:
             image = made.image if canvas is None else canvas.finish(made.image)
             deep = None if canvas is None else canvas.finish_deep(image)
             recipe = self._recipe(task, requests[len(finished)], tier, values, sources, image, extras or {})
-            finished.append(GeneratedImage(image, recipe, made.tokens, made.preview_tokens, profile, notices, deep))
+            finished.append(GeneratedImage(image, recipe, made.codes, made.preview_codes, profile, notices, deep))
             if on_image is not None:
                 on_image(finished[-1])
 

@@ -23,7 +23,7 @@ class ImageRequest:
         canvas: RGB picture whose protected parts are kept, or that ``strength`` starts from; any size.
         mask: where the canvas may change, at the canvas's own size.
         output_size: (height, width) of the finished picture; ``size`` when None.
-        tokens: (height / 32, width / 32) visual tokens to render; generated when None.
+        codes: (height / 32, width / 32) codes to render; generated when None.
     """
 
     prompt: str
@@ -33,12 +33,12 @@ class ImageRequest:
     canvas: Image.Image | None = None
     mask: EditMask | None = None
     output_size: tuple[int, int] | None = None
-    tokens: Tensor | None = None
+    codes: Tensor | None = None
 
     def __post_init__(self) -> None:
         grid = target_grid(*self.size)
-        if self.tokens is not None and tuple(self.tokens.shape) != tuple(grid):
-            raise ValueError(f"tokens have shape {tuple(self.tokens.shape)}, a picture of {self.size} needs {grid}")
+        if self.codes is not None and tuple(self.codes.shape) != tuple(grid):
+            raise ValueError(f"codes have shape {tuple(self.codes.shape)}, a picture of {self.size} needs {grid}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must lie in 0..2**63-1, got {self.seed}")
         if self.mask is not None and self.canvas is None:
@@ -55,13 +55,13 @@ class EngineImage:
 
     Attributes:
         image: RGB.
-        tokens: (h, w) visual tokens that were rendered.
-        preview_tokens: the preview grid, or None when there was none.
+        codes: (h, w) codes that were rendered.
+        preview_codes: those of the preview grid, or None when there was none.
     """
 
     image: Image.Image
-    tokens: Tensor
-    preview_tokens: Tensor | None
+    codes: Tensor
+    preview_codes: Tensor | None
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ class GeneratedImage:
     Attributes:
         image: RGB, or RGBA where an edited picture keeps its transparency.
         recipe: everything needed to make it again; it is written into the file.
-        tokens: (h, w) visual tokens.
-        preview_tokens: the preview grid, None for edits.
+        codes: (h, w) codes of the visual tokens.
+        preview_codes: those of the preview grid, None for edits.
         icc_profile: of the edited picture, kept.
         notices: what should be known about the inputs.
         deep: the picture in 16 bits a channel, (H, W, 3 or 4) uint16, where a mask protects some; PNGs hold them.
@@ -30,8 +30,8 @@ class GeneratedImage:
 
     image: Image.Image
     recipe: Recipe
-    tokens: Tensor
-    preview_tokens: Tensor | None = None
+    codes: Tensor
+    preview_codes: Tensor | None = None
     icc_profile: bytes | None = field(default=None, repr=False)
     notices: tuple[str, ...] = ()
     deep: np.ndarray | None = field(default=None, repr=False)

@@ -82,7 +82,7 @@ def pictures(both, prompt, size, photos=()):
         reference.generate_prior_tokens = prior
     settings = Settings(DecoderSettings(steps=STEPS, guidance=1.5), TokenSampling(temperature=0))
     ours = engine.run([ImageRequest(prompt, size, seed=5, references=tuple(photos))], settings)[0]
-    tokens = ours.tokens.repeat_interleave(2, 0).repeat_interleave(2, 1).flatten()
+    tokens = ours.codes.repeat_interleave(2, 0).repeat_interleave(2, 1).flatten()
     assert torch.equal(tokens, seen[0][0][0])
     return np.asarray(theirs, dtype=int), np.asarray(ours.image, dtype=int), seen[0]
 
