@@ -26,7 +26,7 @@ def relative(ours, theirs):
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-def reference_inputs(prompt, references=()):
+def upstream_inputs(prompt, references=()):
     grids = [*[tuple(codes.shape) for codes in references], *reversed(prompt.grids)]
     return {
         "input_ids": prompt.tokens[None],
@@ -39,20 +39,20 @@ def reference_inputs(prompt, references=()):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("sizes", [[], [(3, 2), (2, 5)]])
-def test_logits_are_the_references_in_prefill_and_step_by_step(shape, seed, sizes):
-    reference, model, _ = tiny_language_encoder(shape, seed)
+def test_logits_are_upstreams_in_prefill_and_step_by_step(shape, seed, sizes):
+    upstream, model, _ = tiny_language_encoder(shape, seed)
     references = [random_codes(*size, seed=i) for i, size in enumerate(sizes)]
     start = prompt(references=references)
     codes = torch.randint(CODES, (start.new_tokens,), generator=torch.Generator().manual_seed(seed))
-    inputs = reference_inputs(start, references)
+    inputs = upstream_inputs(start, references)
     cache = KeyValueCache(model.config, 1, len(start.tokens) + len(codes), model.device, model.dtype)
     cos, sin = model.step_rotation(generated_positions(start)[:, None])
     with torch.no_grad():
-        theirs = reference(**inputs, use_cache=True)
+        theirs = upstream(**inputs, use_cache=True)
         ours = model.prefill(start.tokens[None], start.positions[:, None], torch.tensor([len(start.tokens)]), cache)
         assert relative(model.scores(ours), theirs.logits[:, -1]) < 1e-4
         for i, code in enumerate(codes):
-            theirs = reference(
+            theirs = upstream(
                 input_ids=code.view(1, 1), past_key_values=theirs.past_key_values, use_cache=True,
                 **{name: inputs[name] for name in ("image_grid_thw", "images_per_sample")},
             )  # fmt: skip
@@ -64,13 +64,13 @@ def test_logits_are_the_references_in_prefill_and_step_by_step(shape, seed, size
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("sizes", [[], [(3, 2)]])
-def test_greedy_tokens_are_the_references_over_a_whole_picture(shape, seed, sizes):
+def test_greedy_tokens_are_upstreams_over_a_whole_picture(shape, seed, sizes):
     """The reference is kept from drawing special tokens, which ours cannot."""
-    reference, model, _ = tiny_language_encoder(shape, seed)
+    upstream, model, _ = tiny_language_encoder(shape, seed)
     references = [random_codes(*size, seed=i) for i, size in enumerate(sizes)]
     start = prompt(target=Grid(6, 5), references=references)
-    output = reference.generate(
-        **reference_inputs(start, references),
+    output = upstream.generate(
+        **upstream_inputs(start, references),
         max_new_tokens=start.new_tokens,
         do_sample=False,
         suppress_tokens=list(range(CODES, VISION_WORDS)),

@@ -360,7 +360,7 @@ def test_initialisation_depends_on_its_seed_alone(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def reference_shapes(config: ModelConfig) -> dict[str, dict[str, torch.Size]]:
+def upstream_shapes(config: ModelConfig) -> dict[str, dict[str, torch.Size]]:
     """Names and shapes of the reference classes, from their own configuration."""
     text, vision = config.text_model.model_dump(), config.vision_encoder.model_dump()
     rope = {name: text.pop(name) for name in ("rope_theta", "partial_rotary_factor", "mrope_section")}
@@ -393,7 +393,7 @@ def test_every_parameter_of_every_size_has_the_references_name_and_shape(size):
         component: {name: tensor.shape for name, tensor in network.state_dict().items()}
         for component, network in networks.items()
     }
-    assert ours == reference_shapes(config)
+    assert ours == upstream_shapes(config)
 
 
 def test_the_released_dimensions_are_the_defaults():

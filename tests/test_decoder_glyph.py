@@ -99,7 +99,7 @@ def test_glyphs_do_not_depend_on_their_neighbours():
     assert mask.sum(dim=1).tolist() == [7 + 8, 1, 35]
 
 
-def test_glyph_embeddings_are_the_references():
+def test_glyph_embeddings_are_upstreams():
     """One padded batch with a mask, as the reference encodes the texts of a prompt."""
     encoder = tiny_glyph_encoder()
     texts = ["HELLO", "世界", "x"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from decoder.autoencoder import Autoencoder
 from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder, Reference
 from decoder.sampler import KnownRegion, ScheduleConfig, flow_schedule, sample_flow, threshold_dynamically
-from tests.test_decoder_transformer import doubled, reference_caches, some_references
+from tests.test_decoder_transformer import doubled, some_references, upstream_caches
 from tests.tiny import random_codes
 from tests.tiny_decoder import CHANNELS, CONFIGS, GLYPH_WIDTH, random_tensor, tiny_autoencoder, tiny_transformers
 
@@ -120,7 +120,7 @@ def test_a_released_scheduler_config_is_read():
     assert ScheduleConfig.from_scheduler(dict(scheduler().config)) == CONFIG
 
 
-def reference_latents(reference, wanted, steps, guidance):
+def upstream_latents(reference, wanted, steps, guidance):
     """The reference pipeline's denoising loop, on its own classes, for one picture."""
     flow = scheduler()
     height, width = wanted.codes.shape
@@ -129,7 +129,7 @@ def reference_latents(reference, wanted, steps, guidance):
         flow, steps, "cpu", timesteps, timesteps / 1000, mu=calculate_shift(4 * height * width)
     )
     rows = [[(one.latents, one.codes) for one in wanted.references]]
-    caches = reference_caches(reference, rows) if wanted.references else None
+    caches = upstream_caches(reference, rows) if wanted.references else None
     latents, prior = wanted.noise[None], doubled(wanted.codes[None])
     common = {
         "prior_token_id": prior,
@@ -153,12 +153,12 @@ def reference_latents(reference, wanted, steps, guidance):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("count", [0, 2])
 @pytest.mark.parametrize("config", CONFIGS)
-def test_pictures_from_given_tokens_and_noise_are_the_references(config, count, seed):
+def test_pictures_from_given_tokens_and_noise_are_upstreams(config, count, seed):
     """Whole denoising and decoding, with and without references: within 1/255."""
     reference, ours = tiny_transformers(config, seed, std=0.1)
     autoencoder = tiny_autoencoder(seed)
     wanted = request(seed, references=some_references(count))
-    theirs = reference_latents(reference, wanted, 8, 1.5)
+    theirs = upstream_latents(reference, wanted, 8, 1.5)
     mine = DiffusionDecoder(ours, CONFIG).sample([wanted], DecoderSettings(steps=8, guidance=1.5))[0]
     with torch.no_grad():
         pixels = [autoencoder.decode(latents) for latents in (theirs, mine[None])]

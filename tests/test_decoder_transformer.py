@@ -30,13 +30,13 @@ def doubled(tokens):
     return tokens.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2).flatten(1)
 
 
-def reference_output(reference, given, dropped=None, caches=None):
+def upstream_output(upstream, given, dropped=None, caches=None):
     prior = doubled(given["prior_tokens"])
     drop = torch.zeros_like(prior, dtype=torch.bool)
     if dropped is not None:
         drop |= dropped[:, None]
     with torch.no_grad():
-        return reference(
+        return upstream(
             hidden_states=given["latents"],
             encoder_hidden_states=given["glyphs"],
             prior_token_id=prior,
@@ -61,14 +61,14 @@ def some_references(count, seed=3):
     ]
 
 
-def reference_caches(reference, rows):
-    """Write the cache as the reference's pipeline does."""
-    caches = GlmImageKVCache(num_layers=reference.config.num_layers)
+def upstream_caches(upstream, rows):
+    """Write the cache as upstream's pipeline does."""
+    caches = GlmImageKVCache(num_layers=upstream.config.num_layers)
     caches.set_mode("write")
     for row in rows:
         for latents, codes in row:
-            reference_output(
-                reference,
+            upstream_output(
+                upstream,
                 {
                     "latents": latents[None],
                     "glyphs": torch.zeros(1, 0, GLYPH_WIDTH),
@@ -86,31 +86,31 @@ def reference_caches(reference, rows):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_parameters_have_the_checkpoints_names_and_shapes(config):
-    reference, ours = tiny_transformers(config, 0)
-    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (reference, ours)]
+    upstream, ours = tiny_transformers(config, 0)
+    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (upstream, ours)]
     assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("config", CONFIGS)
-def test_velocity_is_the_references(config, seed):
-    reference, ours = tiny_transformers(config, seed)
+def test_velocity_is_upstreams(config, seed):
+    upstream, ours = tiny_transformers(config, seed)
     given = inputs(seed=seed)
     dropped = torch.tensor([False, True])
     with torch.no_grad():
-        assert relative(ours(**given), reference_output(reference, given)) < 1e-4
-        assert relative(ours(**given, prior_dropped=dropped), reference_output(reference, given, dropped)) < 1e-4
+        assert relative(ours(**given), upstream_output(upstream, given)) < 1e-4
+        assert relative(ours(**given, prior_dropped=dropped), upstream_output(upstream, given, dropped)) < 1e-4
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("config", CONFIGS)
-def test_velocity_with_references_is_the_references(config, count, seed):
-    reference, ours = tiny_transformers(config, seed)
+def test_velocity_with_references_is_upstreams(config, count, seed):
+    upstream, ours = tiny_transformers(config, seed)
     given = inputs(batch=1, seed=seed)
     row = some_references(count)
     with torch.no_grad():
-        theirs = reference_output(reference, given, caches=reference_caches(reference, [row]))
+        theirs = upstream_output(upstream, given, caches=upstream_caches(upstream, [row]))
         mine = ours(**given, references=ours.encode_references([row]))
         assert relative(mine, theirs) < 1e-4
         assert relative(ours(**given), theirs) > 1e-3
@@ -118,8 +118,8 @@ def test_velocity_with_references_is_the_references(config, count, seed):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_padded_glyphs_and_unequal_references_change_nothing(config):
-    """Rows with 5, 2 and 1 glyphs and 2, 0 and 1 references, in one batch and alone (the reference, unpadded)."""
-    reference, ours = tiny_transformers(config, 0)
+    """Rows with 5, 2 and 1 glyphs and 2, 0 and 1 references, in one batch and alone (upstream, unpadded)."""
+    upstream, ours = tiny_transformers(config, 0)
     lengths, counts = [5, 2, 1], [2, 0, 1]
     rows = [some_references(count) for count in counts]
     alone = [inputs(batch=1, glyphs=length, seed=i) for i, length in enumerate(lengths)]
@@ -131,8 +131,8 @@ def test_padded_glyphs_and_unequal_references_change_nothing(config):
     with torch.no_grad():
         together = ours(**batch, glyphs=padded, glyph_mask=mask, references=ours.encode_references(rows))
     for i, one in enumerate(alone):
-        caches = reference_caches(reference, [rows[i]]) if rows[i] else None
-        assert relative(together[i : i + 1], reference_output(reference, one, caches=caches)) < 1e-4
+        caches = upstream_caches(upstream, [rows[i]]) if rows[i] else None
+        assert relative(together[i : i + 1], upstream_output(upstream, one, caches=caches)) < 1e-4
 
 
 def test_a_reference_that_several_rows_share_is_encoded_once(monkeypatch):

@@ -43,24 +43,24 @@ def glm4(request, tmp_path_factory):
 
 
 def test_hidden_states_on_text_stay_as_they_were(glm4, tmp_path):
-    folder, reference = glm4
+    folder, upstream = glm4
     checkpoint = Checkpoint.open(initialize_folder(CONFIG, tmp_path / "new", glm4=folder, dtype=torch.float32))
     model = checkpoint.autoregressive(torch.device("cpu"), torch.float32)
     ids = torch.randint(TEXT_ROWS, (2, 30), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        wanted = reference.model(ids).last_hidden_state
+        wanted = upstream.model(ids).last_hidden_state
         ours = model(ids + WORDS, torch.arange(30).expand(3, 2, -1))
     assert torch.allclose(ours, wanted, atol=1e-4 * float(wanted.abs().max()))
 
 
 def test_the_new_folder_holds_the_vision_words_and_the_old_text(glm4, tmp_path):
-    folder, reference = glm4
+    folder, upstream = glm4
     path = initialize_folder(CONFIG, tmp_path / "new", glm4=folder, dtype=torch.float32)
     engine = Engine(Networks(Checkpoint.open(path), torch.device("cpu"), torch.float32))
     with engine.networks.use("autoregressive") as model:
         embedding = model.model.language_model.embed_tokens.weight
         assert embedding.shape == (WORDS + TEXT_ROWS, 64)
-        assert torch.equal(embedding[WORDS:], reference.model.embed_tokens.weight)
+        assert torch.equal(embedding[WORDS:], upstream.model.embed_tokens.weight)
         assert model.lm_head.weight.shape == (WORDS, 64)
         assert 0.5 < float(embedding[:WORDS].std() / embedding[WORDS:].std()) < 2
     prompt = build_prompt(engine.vocabulary, "some text", Grid(2, 2))

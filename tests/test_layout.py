@@ -26,19 +26,19 @@ prompts = st.lists(st.one_of(st.text(max_size=20), control_spellings), max_size=
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("references", [[], [(3, 5)], [(2, 2), (1, 7), (4, 3)]])
-def test_positions_are_the_references(shape, references):
+def test_positions_are_upstreams(shape, references):
     """Prompt and generated positions equal ``get_rope_index`` of the unmodified model."""
-    reference, _, _ = tiny_language_encoder(shape, seed=0)
+    upstream, _, _ = tiny_language_encoder(shape, seed=0)
     prompt = build_prompt(VOCABULARY, "a cat", Grid(3, 4), [random_codes(*size) for size in references])
     wanted = [*references, *reversed(prompt.grids)]
-    positions, _ = reference.model.get_rope_index(
+    positions, _ = upstream.model.get_rope_index(
         input_ids=prompt.tokens[None],
         image_grid_thw=torch.tensor([[1, *grid] for grid in wanted]),
         images_per_sample=torch.tensor([len(wanted)]),
         attention_mask=torch.ones_like(prompt.tokens)[None],
     )
     assert torch.equal(positions[:, 0], prompt.positions)
-    assert torch.equal(reference.model._cached_decode_position_ids[0], generated_positions(prompt))
+    assert torch.equal(upstream.model._cached_decode_position_ids[0], generated_positions(prompt))
 
 
 @given(text=prompts, target=grids, references=st.lists(grids, max_size=4))

@@ -30,8 +30,8 @@ def transformer(pipeline):
     return pipeline.checkpoint.transformer(torch.device("cpu"), torch.float32)
 
 
-def reference(pipeline, network="transformer"):
-    """The reference's class of a network with the checkpoint's weights."""
+def upstream(pipeline, network="transformer"):
+    """Upstream's class of a network with the checkpoint's weights."""
     if network == "transformer":
         from diffusers import GlmImageTransformer2DModel
 
@@ -80,14 +80,14 @@ def same(one, other, tolerance=1e-5):
     ids=str,
 )
 def test_what_peft_saves_is_applied_as_peft_applies_it(settings, pipeline, tmp_path):
-    wanted = trained(reference(pipeline), tmp_path, **{"target_modules": ATTENTION, **settings})
+    wanted = trained(upstream(pipeline), tmp_path, **{"target_modules": ATTENTION, **settings})
     assert same(merged(pipeline, "transformer", tmp_path), wanted)
     assert not same(merged(pipeline, "transformer"), wanted)
 
 
-def test_adapters_of_the_references_language_encoder_are_applied(pipeline, tmp_path):
+def test_adapters_of_upstreams_language_encoder_are_applied(pipeline, tmp_path):
     targets = r".*language_model.*(q_proj|o_proj|gate_up_proj|embed_tokens)|lm_head"
-    wanted = trained(reference(pipeline, "autoregressive"), tmp_path, target_modules=targets)
+    wanted = trained(upstream(pipeline, "autoregressive"), tmp_path, target_modules=targets)
     assert same(merged(pipeline, "autoregressive", tmp_path), wanted)
 
 
@@ -164,7 +164,7 @@ def test_each_adapter_has_a_strength(pipeline, transformer, tmp_path):
 
 
 def test_half_of_a_magnitude_is_half_the_way(pipeline, transformer, tmp_path):
-    wanted = trained(reference(pipeline), tmp_path, target_modules=["to_q"], use_dora=True, bias="lora_only")
+    wanted = trained(upstream(pipeline), tmp_path, target_modules=["to_q"], use_dora=True, bias="lora_only")
     plain, half = transformer.state_dict(), merged(pipeline, "transformer", (tmp_path, 0.5))
     assert same({name: (value + plain[name]) / 2 for name, value in wanted.items()}, half)
 
@@ -383,14 +383,14 @@ def test_what_training_writes_opens_in_diffusers_and_in_peft(pipeline, transform
     adapted("decoder", transformer, tmp_path / "lora", (*ATTENTION, "proj"))
     wanted = merged(pipeline, "transformer", tmp_path / "lora")
     for how in ({"use_safetensors": True}, {"weight_name": ADAPTER_FILE, "prefix": "base_model.model"}):
-        by_diffusers = reference(pipeline)
+        by_diffusers = upstream(pipeline)
         by_diffusers.load_lora_adapter(tmp_path / "lora", **how)
         by_diffusers.fuse_lora()
         by_diffusers.unload_lora()
         assert same(by_diffusers.state_dict(), wanted)
     shutil.copy(tmp_path / "lora" / ADAPTER_FILE, tmp_path / "renamed.safetensors")
     assert same(merged(pipeline, "transformer", tmp_path / "renamed.safetensors"), wanted)
-    by_peft = peft.PeftModel.from_pretrained(reference(pipeline), tmp_path / "lora").merge_and_unload()
+    by_peft = peft.PeftModel.from_pretrained(upstream(pipeline), tmp_path / "lora").merge_and_unload()
     assert same(by_peft.state_dict(), wanted)
     tensors = load_file(tmp_path / "lora" / DIFFUSERS_FILE)
     assert all(name.startswith("transformer.") for name in tensors)

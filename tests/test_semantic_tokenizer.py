@@ -20,7 +20,7 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def reference_codes(reference, pictures):
+def upstream_codes(upstream, pictures):
     processor = GlmImageImageProcessorPil(
         patch_size=16, temporal_patch_size=1, merge_size=1, image_mean=[0.5] * 3, image_std=[0.5] * 3,
         size={"shortest_edge": 64**2, "longest_edge": 2048**2},
@@ -28,20 +28,20 @@ def reference_codes(reference, pictures):
     inputs = processor(pictures, return_tensors="pt")
     grids = inputs["image_grid_thw"]
     with torch.no_grad():
-        features = reference.model.visual(inputs["pixel_values"], grid_thw=grids).last_hidden_state
+        features = upstream.model.visual(inputs["pixel_values"], grid_thw=grids).last_hidden_state
         parts = features.split(grids.prod(-1).tolist())
         maps = [part.view(1, h, w, -1).permute(0, 3, 1, 2) for part, (_, h, w) in zip(parts, grids.tolist())]
-        codes = [reference.model.vqmodel.encode(features).image_tokens for features in maps]
+        codes = [upstream.model.vqmodel.encode(features).image_tokens for features in maps]
     return [grid.view(h, w) for grid, (_, h, w) in zip(codes, grids.tolist())]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_code_grids_are_the_references(shape, seed):
+def test_code_grids_are_upstreams(shape, seed):
     """Several pictures of different sizes in one call: identical codes."""
-    reference, _, semantic = tiny_language_encoder(shape, seed)
+    upstream, _, semantic = tiny_language_encoder(shape, seed)
     pictures = [picture(128, 128, 1), picture(96, 256, 2), picture(256, 64, 3)]
-    for ours, theirs in zip(semantic.encode(pictures), reference_codes(reference, pictures)):
+    for ours, theirs in zip(semantic.encode(pictures), upstream_codes(upstream, pictures)):
         assert torch.equal(ours, theirs)
         assert len(ours.unique()) > 3
 
@@ -86,7 +86,7 @@ def test_pictures_off_the_grid_are_refused(size):
 
 @given(st.integers(1, 6000), st.integers(1, 6000))
 def test_one_size_serves_both_encoders(height, width):
-    """Whatever the picture, the reference's own rule agrees with ours once the picture has our size."""
+    """Whatever the picture, upstream's own rule agrees with ours once the picture has our size."""
     size = reference_size(height, width)
     assert all(side % 32 == 0 and 512 <= side <= 2048 for side in size)
     assert reference_size(*size) == size

@@ -62,7 +62,7 @@ def tiny_language_encoder(
     shape: Shape, seed: int
 ) -> tuple[GlmImageForConditionalGeneration, AutoregressiveModel, SemanticTokenizer]:
     """Upstream's vision-language encoder, and our two networks with its weights."""
-    reference = GlmImageForConditionalGeneration(
+    upstream = GlmImageForConditionalGeneration(
         GlmImageConfig(
             text_config={
                 "vocab_size": VOCABULARY_SIZE,
@@ -95,8 +95,8 @@ def tiny_language_encoder(
             image_end_token_id=VOCABULARY.image_end,
         )
     ).eval()
-    randomize(reference, seed)
-    state = reference.state_dict()
+    randomize(upstream, seed)
+    state = upstream.state_dict()
     model = AutoregressiveModel(tiny_text_config(shape)).eval()
     model.load_state_dict({name: state[name] for name in model.state_dict()})
     semantic = SemanticTokenizer(
@@ -110,7 +110,7 @@ def tiny_language_encoder(
         QuantizerConfig(num_embeddings=CODES, embed_dim=24, latent_channels=shape.vision_hidden),
     ).eval()
     semantic.load_state_dict({name: state[name] for name in semantic.state_dict()})
-    return reference, model, semantic
+    return upstream, model, semantic
 
 
 def tiny_text_config(shape: Shape) -> TextModelConfig:

@@ -28,11 +28,11 @@ def tiny_transformers(
     config: TransformerConfig, seed: int, std: float = 0.2
 ) -> tuple[GlmImageTransformer2DModel, DiffusionTransformer]:
     """Upstream's transformer and ours, same weights, fp32."""
-    reference = GlmImageTransformer2DModel(**config.model_dump()).eval()
-    randomize(reference, seed, std)
+    upstream = GlmImageTransformer2DModel(**config.model_dump()).eval()
+    randomize(upstream, seed, std)
     ours = DiffusionTransformer(config).eval()
-    ours.load_state_dict(reference.state_dict())
-    return reference, ours
+    ours.load_state_dict(upstream.state_dict())
+    return upstream, ours
 
 
 def tiny_glyph_encoder(seed: int = 0) -> GlyphEncoder:

@@ -1,6 +1,6 @@
 """The unmodified ``GlmImagePipeline`` and ours on the same folders.
 
-Run in an environment of its own (``make interop``): the reference's editing needs transformers 5.17 and diffusers
+Run in an environment of its own (``make interop``): upstream's editing needs transformers 5.17 and diffusers
 0.42.1.
 """
 
@@ -91,17 +91,17 @@ def pictures(both, prompt, size, photos=()):
     ("prompt", "size"),
     [("a red fox", (64, 96)), ('a sign "OPEN" and “关门”', (96, 64)), ("写着「你好」的牌子", (64, 64))],
 )
-def test_a_picture_from_text_is_the_references(both, prompt, size):
+def test_a_picture_from_text_is_upstreams(both, prompt, size):
     theirs, ours, _ = pictures(both, prompt, size)
     assert np.abs(theirs - ours).max() <= 1
     assert ours.std() > 5
 
 
 @pytest.mark.parametrize("sizes", [[(64, 96)], [(64, 64), (128, 96)]])
-def test_a_picture_from_references_is_the_references(both, sizes):
+def test_a_picture_from_references_is_upstreams(both, sizes):
     """Image-to-image with one and with two references: code grids, tokens and pixels."""
     if transformers.__version__ >= "5.18":
-        pytest.skip("the reference's own editing crashes in this transformers")
+        pytest.skip("upstream's own editing crashes in this transformers")
     photos = [photo(*size, seed=i) for i, size in enumerate(sizes)]
     theirs, ours, seen = pictures(both, "make it blue", (64, 96), photos)
     assert np.abs(theirs - ours).max() <= 1
@@ -127,7 +127,7 @@ def test_prompts_are_the_processors(both):
 
 
 def test_typed_control_tokens_are_text_here_and_control_tokens_there(both):
-    """The reference's known fault, so that it is noticed should it be mended."""
+    """Upstream's known fault, so that it is noticed should it be mended."""
     reference, engine = both
     typed = "<sop><|image|><|dit_token_3|>"
     assert len(reference.processor.tokenizer(typed).input_ids) == 3
