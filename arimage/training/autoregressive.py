@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from arimage.autoregressive.layout import (
     IGNORED_LABEL,
@@ -22,15 +22,17 @@ from arimage.autoregressive.layout import (
     target_grid,
     training_sequence,
 )
-from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.autoregressive.model import AutoregressiveModel, Layer
+from arimage.autoregressive.vocabulary import Vocabulary
 from arimage.checkpoints.components import Component
+from arimage.checkpoints.model_config import ModelConfig
 from arimage.data.records import EncodedRecord
 from arimage.training.config import TrainConfig
 from arimage.training.examples import Example
 from arimage.training.objective import Losses, Objective, generator
 from arimage.training.tokens import code_vectors, encode_views, preview_view, reference_view
 from tokenizer.image_size import PIXELS_PER_TOKEN
-from tokenizer.semantic_tokenizer import half_size_pixels
+from tokenizer.semantic_tokenizer import SemanticTokenizer, half_size_pixels
 
 NAMES = 0
 
@@ -38,16 +40,31 @@ NAMES = 0
 class AutoregressiveObjective(Objective):
     """Cross entropy of visual tokens."""
 
-    def __init__(self, checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -> None:
-        super().__init__(checkpoint, config, device)
+    def __init__(
+        self,
+        dimensions: ModelConfig,
+        config: TrainConfig,
+        device: torch.device,
+        model: AutoregressiveModel,
+        tokenizer: SemanticTokenizer,
+        vocabulary: Vocabulary,
+    ) -> None:
+        super().__init__(dimensions, config, device)
         self.settings = config.autoregressive
-        self.model = checkpoint.autoregressive(device=torch.device("cpu"), dtype=torch.float32)
-        self.model.gradient_checkpointing = config.gradient_checkpointing
-        self.helpers["tokenizer"] = checkpoint.semantic_tokenizer(device=device, dtype=torch.float32)
-        self.vocabulary = checkpoint.vocabulary()
-        self.limits = checkpoint.config.processor.limits
+        self.model, self.vocabulary = model, vocabulary
+        self.helpers["tokenizer"] = tokenizer
+        self.limits = dimensions.processor.limits
         self.model.text_rows_frozen = config.vision_rows_only
         self._blanks: dict[tuple[int, int], Tensor] = {}
+
+    def sharded_modules(self) -> list[nn.Module]:
+        return [module for module in self.model.modules() if isinstance(module, Layer)]
+
+    def checkpointed_networks(self) -> list[Any]:
+        return [self.model]
+
+    def compiled_modules(self) -> list[nn.Module]:
+        return self.sharded_modules()
 
     @torch.no_grad()
     def prepare(self, batches: Any) -> None:
@@ -71,7 +88,7 @@ class AutoregressiveObjective(Objective):
                 sample["references"] = [half_size_pixels(reference_view(one, self.limits)) for one in record.sources]
                 sample["target"] = half_size_pixels(record.image)
                 pictured = not record.sources
-            if not pictured and Random(f"copy/{example.seed}").random() < self.settings.copies:
+            if not pictured and Random(f"copy/{example.seed}").random() < self.settings.copy_task_prob:
                 sample["copied"] = example.seed
                 sample["text"] = ""
             sample["preview"] = pictured and Random(f"preview/{example.seed}").random() < self.settings.preview
@@ -92,7 +109,7 @@ class AutoregressiveObjective(Objective):
                 references = [next(grids).cpu() for _ in sample["references"]]
                 own = [next(grids).cpu() for _ in range(1 + ("preview_view" in sample))]
             else:
-                references = [codes.cpu() for codes, _ in encoded.references]
+                references = [reference.codes.cpu() for reference in encoded.references]
                 own = [codes.cpu() for codes in (encoded.preview, encoded.codes) if codes is not None]
             if "copied" in sample:
                 references, own = self._copied(references, sample["copied"])
