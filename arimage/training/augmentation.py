@@ -66,7 +66,9 @@ class DecoderBatch:
 
     def to(self, device: torch.device) -> "DecoderBatch":
         """The batch on a device."""
-        moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **moved, references=[[one.to(device) for one in row] for row in self.references])
 
     def shown_texts(self) -> list[list[str]]:
