@@ -16,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save
 from torch import Tensor
 
 from arimage.autoregressive.generation import TokenRequest, generate_grids
@@ -35,7 +37,7 @@ from arimage.training.cache import CacheSource
 from arimage.training.config import AutoregressiveTraining, CaptionConfig, LoraConfig, SourceConfig, TrainConfig
 from arimage.training.decoder import training_levels
 from arimage.training.examples import Example
-from arimage.training.guards import TrainingStopped
+from arimage.training.guards import TrainingStopped, flattened
 from arimage.training.loop import Run, train
 from arimage.training.objective import noise_of
 from arimage.training.objectives import build_objective
@@ -1046,7 +1048,10 @@ def test_training_from_a_cache_is_training_from_the_pictures(start: Path, assets
                 assert encoded.captions == example.pictured.captions
                 with torch.no_grad():
                     plain = objective(objective.collate([example]))
-                    cached = objective(objective.collate([Example(encoded, example.caption, example.seed)]))
+                    batch = objective.collate([Example(encoded, example.caption, example.seed)])
+                    cached = objective(batch)
+                kept = load_tensors(save(flattened(batch)[0]))  # as a bad step's batch is kept
+                assert any(name.endswith("codes") for name in kept)
                 assert float(cached["loss"]) == pytest.approx(float(plain["loss"]), rel=2e-3)
         cache = [{"cache": str(tmp_path / f"cache-{network}")}]
         cached_config = stage(network, start, assets, tmp_path / f"{network}-cached", data=cache, evaluation=[])

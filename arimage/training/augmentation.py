@@ -57,9 +57,9 @@ class DecoderBatch:
         seeds: list[int],
     ) -> "DecoderBatch":
         """Whole pictures with all their conditions."""
-        told = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
         size = latents.shape[-2], latents.shape[-1]
-        return cls(latents, codes, references, glyph_texts, seeds, size, None, told, told, told)
+        all_told = [torch.zeros(len(latents), dtype=torch.bool, device=latents.device) for _ in range(3)]
+        return cls(latents, codes, references, glyph_texts, seeds, size, None, *all_told)
 
     def __len__(self) -> int:
         return len(self.seeds)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from arimage.errors import UsageError
 
@@ -24,7 +25,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     from torch.distributed import checkpoint
 
     writer = _storage().HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    checkpoint.save(_with_dimensions(tensors), storage_writer=writer)
+    checkpoint.save(_with_dimensions(unshared(tensors)), storage_writer=writer)
 
 
 def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -47,6 +48,18 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Full shapes of the tensors of a folder, without reading them; those without dimensions have one, of 1."""
     found = _storage().HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     return {name: tuple(about.size) for name, about in found.items()}
+
+
+def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors, or shards of them, with copies of those that share memory with one before: safetensors refuses them."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        pointer = local.untyped_storage().data_ptr()
+        result[name] = tensor.clone() if pointer in seen and local.numel() else tensor
+        seen.add(pointer)
+    return result
 
 
 def _with_dimensions(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

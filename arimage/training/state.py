@@ -64,7 +64,7 @@ def save_state(folder: Path, saved: Saved) -> Path:
     files = {}
     for name in PARTS:
         tensors = {key: value.detach().cpu().contiguous() for key, value in getattr(saved, name).items()}
-        save_file(_unshared(tensors), part / f"{name}.safetensors")
+        save_file(sharded_state.unshared(tensors), part / f"{name}.safetensors")
         files[f"{name}.safetensors"] = _hash(part / f"{name}.safetensors")
     return _finished(part, saved, files, sharded=False)
 
@@ -107,17 +107,6 @@ def _finished(part: Path, saved: Saved, files: Mapping[str, str], sharded: bool)
 
 def _name(step: int) -> str:
     return f"step-{step:08d}"
-
-
-def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of tensors that share memory with one before them."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in tensors.items():
-        pointer = tensor.untyped_storage().data_ptr()
-        result[name] = tensor.clone() if pointer in seen and tensor.numel() else tensor
-        seen.add(pointer)
-    return result
 
 
 def valid(path: Path) -> bool:
