@@ -34,6 +34,7 @@ from arimage.training.augmentation import DecoderBatch, crop_corners, with_copy_
 from arimage.training.bad_samples import BadSample, BadSamples
 from arimage.training.batches import StepBatches, loader
 from arimage.training.cache import CacheSource
+from arimage.training.codes import encode_views
 from arimage.training.config import AutoregressiveTraining, CaptionConfig, LoraConfig, SourceConfig, TrainConfig
 from arimage.training.decoder import training_levels
 from arimage.training.examples import Example
@@ -43,7 +44,6 @@ from arimage.training.objective import noise_of
 from arimage.training.objectives import build_objective
 from arimage.training.optimizer import learning_rate
 from arimage.training.prepare import prepare
-from arimage.training.tokens import encode_views
 from arimage.yaml_files import validate
 from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder
 from decoder.sampler import ScheduleConfig, flow_schedule
@@ -205,7 +205,7 @@ def test_the_autoregressive_model_learns_a_handful_by_heart(
         prompt = build_prompt(objective.vocabulary, example.caption, target_grid(64, 64))
         made = generate_grids(objective.model, [TokenRequest(prompt, 1)], TokenSampling(temperature=0.0),
                               objective.vocabulary.codebook_size)[0]  # fmt: skip
-        (_, true) = objective.tokenize(objective.collate([example]))[0]
+        (_, true) = objective.encode(objective.collate([example]))[0]
         assert (made[-1] == true[-1]).float().mean() == 1.0
 
 
@@ -349,7 +349,7 @@ def test_so_many_pictures_begin_with_a_preview(
     batches = StepBatches(config.data, 24, objective.collate, CaptionConfig(), seed=1)
     batch = batches[0].tensors
     previews = []
-    for sample, (references, own) in zip(batch["samples"], objective.tokenize(batch)):
+    for sample, (references, own) in zip(batch["samples"], objective.encode(batch)):
         assert own[-1].shape == (2, 2)
         assert len(own) == 1 + sample["preview"]
         assert not (references and sample["preview"])
@@ -371,9 +371,9 @@ def test_exercises_in_copying_show_a_renamed_reference_and_ask_for_it(
         objective: Any = build_objective(Checkpoint.open(start), config, CPU)
         batch = StepBatches(config.data, 24, objective.collate, CaptionConfig(), seed=1)[0].tensors
         plain = [{name: value for name, value in sample.items() if name != "copied"} for sample in batch["samples"]]
-        before = objective.tokenize({"samples": plain})
+        before = objective.encode({"samples": plain})
         renamed = 0
-        for sample, (references, own), (true, target) in zip(batch["samples"], objective.tokenize(batch), before):
+        for sample, (references, own), (true, target) in zip(batch["samples"], objective.encode(batch), before):
             assert ("copied" in sample) == (share == 1 and bool(references))
             if "copied" not in sample:
                 assert torch.equal(own[-1], target[-1])

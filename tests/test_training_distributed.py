@@ -87,8 +87,12 @@ def sharded(place: Path) -> None:
     by_two(
         place / "sharded",
         True,
-        [*stages, *(two_of("decoder", True, place, "handed-over", steps=steps, **HANDED_OVER) for steps in (3, 6)),
-         short, again(short)],
+        [
+            *stages,
+            *(two_of("decoder", True, place, "handed-over", steps=steps, **HANDED_OVER) for steps in (3, 6)),
+            short,
+            again(short),
+        ],
     )
 
 

@@ -17,12 +17,12 @@ from arimage.checkpoints.components import Component
 from arimage.checkpoints.model_config import ModelConfig
 from arimage.data.records import EncodedRecord, EncodedReference, Record
 from arimage.training.augmentation import LEVEL, NOISE, DecoderBatch, augmented, repeated
+from arimage.training.codes import code_vectors, encode_views, reference_view
 from arimage.training.config import DecoderTraining, TrainConfig
 from arimage.training.distillation import Teacher, velocity_of
 from arimage.training.examples import Example
 from arimage.training.objective import Losses, Objective, generator, noise_of, under, uniform_of
-from arimage.training.samples import true_token_pictures
-from arimage.training.tokens import code_vectors, encode_views, reference_view
+from arimage.training.samples import pictures_from_codes
 from decoder.autoencoder import Autoencoder
 from decoder.glyph import GlyphEncoder, quoted_texts
 from decoder.sampler import ScheduleConfig, shift_sigma
@@ -221,7 +221,7 @@ class DecoderObjective(Objective):
 
     def pictures(self, examples: Sequence[Example]) -> list[tuple[str, Image.Image]]:
         chosen = list(examples[:SHOWN])
-        return true_token_pictures(self, chosen, self.config.samples.steps, self.config.samples.guidance)
+        return pictures_from_codes(self, chosen, self.config.samples.steps, self.config.samples.guidance)
 
     def states(self, weights: Mapping[str, Tensor]) -> dict[Component, dict[str, Tensor]]:
         states: dict[Component, dict[str, Tensor]] = {"transformer": under("transformer.", weights)}

@@ -17,10 +17,10 @@ from arimage.inference.networks import Networks
 from arimage.inference.requests import ImageRequest
 from arimage.inference.settings import Settings
 from arimage.training.batches import StepBatches
+from arimage.training.codes import encode_views, reference_view
 from arimage.training.config import SampleConfig
 from arimage.training.examples import Example
 from arimage.training.objective import Objective
-from arimage.training.tokens import encode_views, reference_view
 
 
 def training_pictures(
@@ -95,10 +95,10 @@ def _edits(batches: StepBatches, count: int) -> list[Example]:
     return found[:count]
 
 
-def true_token_pictures(
+def pictures_from_codes(
     objective: Any, examples: Sequence[Example], steps: int, guidance: float
 ) -> list[tuple[str, Image.Image]]:
-    """The decoder alone: pictures rendered from the true visual tokens, beside the true pictures."""
+    """The decoder alone: pictures rendered from the true codes, beside the true pictures."""
     from arimage.training.objective import noise_of
     from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder, Reference
     from decoder.glyph import quoted_texts
@@ -116,8 +116,8 @@ def true_token_pictures(
         seen = [half_size_pixels(image) for image in (record.image, *views)]
         codes = encode_views(tokenizer, seen, objective.device)
         references = tuple(
-            Reference(autoencoder.encode(pixels(view)[None].to(objective.device))[0], grid)
-            for view, grid in zip(views, codes[1:])
+            Reference(autoencoder.encode(pixels(view)[None].to(objective.device))[0], own)
+            for view, own in zip(views, codes[1:])
         )
         glyphs, negative = glyph_encoder.encode([quoted_texts(example.caption)])[0][0], glyph_encoder.encode([[]])[0][0]
         height, width = codes[0].shape
@@ -125,5 +125,5 @@ def true_token_pictures(
         request = DecodeRequest(codes[0], glyphs, negative, references, noise.to(objective.device))
         latents = decoder.sample([request], DecoderSettings(steps=steps, guidance=guidance))[0]
         made = picture(autoencoder.decode(latents[None])[0])
-        shown.append((f"from true tokens {number}", beside(record.image, made)))
+        shown.append((f"from true codes {number}", beside(record.image, made)))
     return shown
