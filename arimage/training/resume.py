@@ -126,7 +126,7 @@ class Learner:
         if saved.shards is not None:
             sharded_state.read_shards(saved.shards / "weights", self.weights(full=False))
             return
-        weights = dict(saved.weights)
+        weights: dict[str, Any] = dict(saved.weights)
         if self.sharded:  # PyTorch spreads a weight that has two names by the first, and fails on the second
             first = {name for name, _ in self.model.named_parameters()}
             others = {name for name, _ in self.model.named_parameters(remove_duplicate=False)} - first
