@@ -17,7 +17,8 @@ import torch
 
 from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.training.config import TrainConfig
-from arimage.training.loop import Run, build_objective
+from arimage.training.loop import Run
+from arimage.training.objectives import build_objective
 from arimage.training.optimizer import build_optimizer
 from arimage.yaml_files import load_yaml
 
@@ -41,13 +42,13 @@ def ours(config: TrainConfig) -> float:
     run.save = run.sample = lambda: None  # type: ignore[method-assign,assignment]
     run.export = lambda: Path()  # type: ignore[method-assign]
     moments: list[float] = []
-    one = run._one_step
+    one = run.one_step
 
     def timed(incoming):
         moments.append(time.perf_counter())
         return one(incoming)
 
-    run._one_step = timed  # type: ignore[method-assign]
+    run.one_step = timed  # type: ignore[method-assign]
     run.run()
     moments.append(time.perf_counter())
     return (moments[-1] - moments[1]) / (len(moments) - 2)

@@ -18,7 +18,8 @@ from arimage.data.scenes.spec import Background, SceneSpec, Shade, scene_spec
 from arimage.errors import DataError
 from arimage.evaluation.codes import CHANGES, characters, stability
 from arimage.training.cells import Classes, different_cells, neutral_view
-from arimage.training.loop import Run, build_objective, train
+from arimage.training.loop import Run, train
+from arimage.training.objectives import build_objective
 from tests.test_training import CPU, assets, metrics, stage, start  # noqa: F401
 from tokenizer.semantic_tokenizer import half_size_pixels
 
@@ -111,7 +112,7 @@ def test_letters_have_codes_of_their_own(assets: Path) -> None:  # noqa: F811
 
 def interrupted_at(run: Run, step: int) -> Any:
     """The run's own step, until a step at which somebody presses Ctrl-C."""
-    own = run._one_step
+    own = run.one_step
 
     def one_step(incoming: Any) -> dict[str, float]:
         if run.step == step:
@@ -131,7 +132,7 @@ def test_codes_learn_to_ignore_the_background(start: Path, assets: Path, tmp_pat
     )  # fmt: skip
     first_half = Run(config)
     first_half.start()
-    first_half._one_step = interrupted_at(first_half, 40)  # type: ignore[method-assign]
+    first_half.one_step = interrupted_at(first_half, 40)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         first_half.run()
     folder = train(config)

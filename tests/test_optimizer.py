@@ -93,7 +93,7 @@ def test_every_stage_of_the_recipe_finds_what_it_trains(path: Path, assets: Path
     """Patterns of what learns, what is frozen and what Muon takes match the embedded model's networks."""
     from arimage.checkpoints.checkpoint import Checkpoint
     from arimage.checkpoints.embedded import embedded_folder
-    from arimage.training.loop import build_objective, choose_trainable
+    from arimage.training.objectives import build_objective, choose_trainable
     from arimage.yaml_files import load_yaml
 
     config = load_yaml(path, TrainConfig, [f"start={embedded_folder()}", f"assets={assets}"])

@@ -20,7 +20,7 @@ from arimage.cli.main import run
 from arimage.errors import UsageError
 from arimage.training.batches import StepBatches
 from arimage.training.config import TrainConfig
-from arimage.training.loop import build_objective
+from arimage.training.objectives import build_objective
 from arimage.training.plan import Machine, plan, plan_stage
 from arimage.yaml_files import load_yaml
 from tests.stages import cost, name, stages
@@ -46,7 +46,7 @@ def test_the_work_of_a_step_is_what_is_counted(network: str, tmp_path: Path) -> 
     batches = StepBatches(settings.data, 1, objective.collate, settings.captions)
     batch = batches[0].tensors
     if network == "decoder":
-        batch |= {"glyphs": [["a text of sixty-three bytes, as many as the planner expects....."]]}
+        batch |= {"glyph_texts": [["a text of sixty-three bytes, as many as the planner expects....."]]}
     counter = FlopCounterMode(display=False)
     with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         objective(batch)["loss"].backward()

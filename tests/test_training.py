@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save
 from torch import Tensor
 
 from arimage.autoregressive.generation import TokenRequest, generate_grids
@@ -26,17 +29,21 @@ from arimage.cli.main import run as cli
 from arimage.errors import DataError, UsageError
 from arimage.images.provenance import read_recipe
 from arimage.inference.api import load
-from arimage.training import signature, state
+from arimage.training import augmentation, signature, state
+from arimage.training.augmentation import DecoderBatch, crop_corners, with_copy_tasks
 from arimage.training.bad_samples import BadSample, BadSamples
 from arimage.training.batches import StepBatches, loader
 from arimage.training.cache import CacheSource
+from arimage.training.codes import encode_views
 from arimage.training.config import AutoregressiveTraining, CaptionConfig, LoraConfig, SourceConfig, TrainConfig
-from arimage.training.decoder import training_levels, window_corners
+from arimage.training.decoder import training_levels
 from arimage.training.examples import Example
-from arimage.training.loop import Run, TrainingStopped, build_objective, learning_rate, train
+from arimage.training.guards import TrainingStopped, flattened
+from arimage.training.loop import Run, train
 from arimage.training.objective import noise_of
+from arimage.training.objectives import build_objective
+from arimage.training.optimizer import learning_rate
 from arimage.training.prepare import prepare
-from arimage.training.tokens import encode_views
 from arimage.yaml_files import validate
 from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder
 from decoder.sampler import ScheduleConfig, flow_schedule
@@ -198,13 +205,13 @@ def test_the_autoregressive_model_learns_a_handful_by_heart(
         prompt = build_prompt(objective.vocabulary, example.caption, target_grid(64, 64))
         made = generate_grids(objective.model, [TokenRequest(prompt, 1)], TokenSampling(temperature=0.0),
                               objective.vocabulary.codebook_size)[0]  # fmt: skip
-        (_, true) = objective.tokenize(objective.collate([example]))[0]
+        (_, true) = objective.encode(objective.collate([example]))[0]
         assert (made[-1] == true[-1]).float().mean() == 1.0
 
 
 def test_the_decoder_learns_a_handful_by_heart(autoencoder: Run, assets: Path, handful: Path, tmp_path: Path) -> None:
     folder = autoencoder.output / "checkpoint"
-    settings = {"drop_all": 0.0, "corrupt": 0.0}
+    settings = {"uncond_prob": 0.0, "corrupt": 0.0}
     run = overfit("decoder", folder, assets, handful, tmp_path / "run", 250, decoder=settings)
     rows = metrics(tmp_path / "run")
     assert sum(row["loss"] for row in rows[-30:]) < 0.6 * sum(row["loss"] for row in rows[:30])
@@ -342,7 +349,7 @@ def test_so_many_pictures_begin_with_a_preview(
     batches = StepBatches(config.data, 24, objective.collate, CaptionConfig(), seed=1)
     batch = batches[0].tensors
     previews = []
-    for sample, (references, own) in zip(batch["samples"], objective.tokenize(batch)):
+    for sample, (references, own) in zip(batch["samples"], objective.encode(batch)):
         assert own[-1].shape == (2, 2)
         assert len(own) == 1 + sample["preview"]
         assert not (references and sample["preview"])
@@ -358,13 +365,15 @@ def test_exercises_in_copying_show_a_renamed_reference_and_ask_for_it(
 ) -> None:
     """Every edit becomes one, no picture does; equal codes stay equal under their new names."""
     for share in (0.0, 1.0):
-        config = stage("autoregressive", start, assets, tmp_path, autoregressive={"copies": share}, batch_size=24)
+        config = stage(
+            "autoregressive", start, assets, tmp_path, autoregressive={"copy_task_prob": share}, batch_size=24
+        )
         objective: Any = build_objective(Checkpoint.open(start), config, CPU)
         batch = StepBatches(config.data, 24, objective.collate, CaptionConfig(), seed=1)[0].tensors
         plain = [{name: value for name, value in sample.items() if name != "copied"} for sample in batch["samples"]]
-        before = objective.tokenize({"samples": plain})
+        before = objective.encode({"samples": plain})
         renamed = 0
-        for sample, (references, own), (true, target) in zip(batch["samples"], objective.tokenize(batch), before):
+        for sample, (references, own), (true, target) in zip(batch["samples"], objective.encode(batch), before):
             assert ("copied" in sample) == (share == 1 and bool(references))
             if "copied" not in sample:
                 assert torch.equal(own[-1], target[-1])
@@ -431,7 +440,7 @@ def test_gradients_reach_the_references_and_the_glyph_encoder(start: Path, asset
     scenes = {"tasks": {"combine": 1}, "sizes": [[64, 64]]}
     config = stage(
         "decoder", start, assets, tmp_path, data=[{"scenes": scenes, "assets": str(assets)}],
-        decoder={"drop_all": 0.0, "drop_references": 0.0, "drop_glyphs": 0.0},
+        decoder={"uncond_prob": 0.0, "drop_references": 0.0, "drop_glyphs": 0.0},
     )  # fmt: skip
     objective: Any = build_objective(Checkpoint.open(start), config, CPU)
     objective.requires_grad_(True)
@@ -439,12 +448,14 @@ def test_gradients_reach_the_references_and_the_glyph_encoder(start: Path, asset
         for parameter in objective.transformer.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     batch = objective.collate(StepBatches(config.data, 2, objective.collate, config.captions).examples(0)[0])
-    latents, codes, references = objective.encode(batch)
-    assert all(len(row) == 2 for row in references)
-    leaves = [[(one.clone().requires_grad_(True), grid) for one, grid in row] for row in references]
-    batch |= {"encoded": (latents, codes, leaves), "glyphs": [["OPEN"], ["FREE"]]}
-    objective(batch)["loss"].backward()
-    assert all(one.grad is not None and one.grad.abs().sum() > 0 for row in leaves for one, _ in row)
+    encoded = objective.encode(batch)
+    assert all(len(row) == 2 for row in encoded.references)
+    leaves = [
+        [replace(one, latents=one.latents.clone().requires_grad_(True)) for one in row] for row in encoded.references
+    ]
+    objective({"encoded": replace(encoded, references=leaves, glyph_texts=[["OPEN"], ["FREE"]])})["loss"].backward()
+    grads = [one.latents.grad for row in leaves for one in row]
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in grads)
     assert sum(float(p.grad.abs().sum()) for p in objective.glyph_encoder.parameters() if p.grad is not None) > 0
 
 
@@ -485,9 +496,9 @@ def test_rows_of_codes_that_look_alike_can_start_alike(start: Path, assets: Path
 
 
 def test_each_draw_of_a_picture_has_its_own_noise(start: Path, assets: Path, tmp_path: Path) -> None:
-    settings = {"drop_all": 0.0, "drop_prior": 0.0, "corrupt": 0.0}
+    settings = {"uncond_prob": 0.0, "drop_prior": 0.0, "corrupt": 0.0}
     one = stage("decoder", start, assets, tmp_path, decoder=settings)
-    both = stage("decoder", start, assets, tmp_path, decoder={**settings, "draws": 2})
+    both = stage("decoder", start, assets, tmp_path, decoder={**settings, "noise_levels_per_image": 2})
     checkpoint = Checkpoint.open(start)
     objectives: list[Any] = [build_objective(checkpoint, config, CPU).train() for config in (one, both)]
     batches = StepBatches(one.data, 2, objectives[0].collate, one.captions)
@@ -498,14 +509,14 @@ def test_each_draw_of_a_picture_has_its_own_noise(start: Path, assets: Path, tmp
     assert together != pytest.approx(alone, rel=1e-4)
 
 
-def test_windows_lie_where_something_is_shown() -> None:
+def test_crops_lie_where_something_is_shown() -> None:
     codes = torch.full((400, 8, 8), 5)
     codes[:, 6, 1] = 9
     chance = torch.linspace(0, 1 - 1e-6, 400)
-    rows, columns = window_corners(codes, 4, chance).T
+    rows, columns = crop_corners(codes, 4, chance).T
     shown = (rows >= 3) & (columns <= 1)
     assert float(shown.float().mean()) == pytest.approx(4 * 1.5 / (4 * 1.5 + 21 * 0.5), abs=0.01)
-    plain = window_corners(torch.full((400, 8, 8), 5), 4, chance)
+    plain = crop_corners(torch.full((400, 8, 8), 5), 4, chance)
     assert len(plain.unique(dim=0)) == 25
     assert plain.amin() == 0
     assert plain.amax() == 4
@@ -530,21 +541,23 @@ def heard(objective: Any, batch: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("task", ["subject", "combine"])
-@pytest.mark.parametrize("whole", [0.0, 1.0])
-def test_windows_show_the_same_part_of_a_picture_and_its_references(
-    task: str, whole: float, start: Path, assets: Path, tmp_path: Path
+@pytest.mark.parametrize("full", [0.0, 1.0])
+def test_crops_show_the_same_part_of_a_picture_and_its_references(
+    task: str, full: float, start: Path, assets: Path, tmp_path: Path
 ) -> None:
     scenes = {"tasks": {task: 1}, "sizes": [[64, 64]]}
-    settings = {"windows": 3, "window": 1, "whole": whole, "drop_all": 0.0, "drop_prior": 0.0, "corrupt": 0.0}
-    settings["drop_references"] = 0.0
+    settings = {"crops_per_image": 3, "crop_cells": 1, "full_image_prob": full, "uncond_prob": 0.0, "corrupt": 0.0}
+    settings |= {"drop_prior": 0.0, "drop_references": 0.0}
     data = [{"scenes": scenes, "assets": str(assets)}]
     config = stage("decoder", start, assets, tmp_path, data=data, decoder=settings)
     objective: Any = build_objective(Checkpoint.open(start), config, CPU).train()
     batch = objective.collate(StepBatches(config.data, 2, objective.collate, config.captions).examples(0)[0])
-    latents, codes, references = objective.encode(batch)
-    told = heard(objective, batch | {"encoded": (latents, codes, references)})
+    encoded = objective.encode(batch)
+    latents, codes = encoded.latents, encoded.codes
+    references = [[(one.latents, one.codes) for one in row] for row in encoded.references]
+    told = heard(objective, {"encoded": encoded})
     assert torch.equal(told["target_size"].unique(dim=0), torch.tensor([[64, 64]]))
-    if whole:
+    if full:
         assert told["noisy"].shape == latents.shape
         assert told["crop"] is None
         assert told["rows"] == references
@@ -560,28 +573,37 @@ def test_windows_show_the_same_part_of_a_picture_and_its_references(
             assert torch.equal(part, all_of_it[:, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4])
 
 
-@pytest.mark.parametrize("windows", [0, 2])
+@pytest.mark.parametrize("crops", [0, 2])
 def test_the_decoders_exercises_in_copying_ask_for_what_the_reference_alone_shows(
-    windows: int, start: Path, assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    crops: int, start: Path, assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scenes = {"tasks": {"combine": 1}, "sizes": [[64, 64]]}
-    settings = {"copies": 0.5, "windows": windows, "window": 1, "drop_all": 1.0, "corrupt": 0.0}
+    settings = {"copy_task_prob": 0.5, "crops_per_image": crops, "crop_cells": 1, "uncond_prob": 1.0, "corrupt": 0.0}
     data = [{"scenes": scenes, "assets": str(assets)}]
     config = stage("decoder", start, assets, tmp_path, data=data, decoder=settings)
     objective: Any = build_objective(Checkpoint.open(start), config, CPU).train()
     batch = objective.collate(StepBatches(config.data, 16, objective.collate, config.captions).examples(1)[0])
-    targets: list[tuple[Tensor, ...]] = []
-    copies = objective._copies
-    monkeypatch.setattr(objective, "_copies", lambda *given: (targets.append(made := copies(*given)), made)[1])
+    before: list[DecoderBatch] = []
+    made: list[DecoderBatch] = []
+
+    def listen(sample: DecoderBatch, prob: float) -> DecoderBatch:
+        before.append(sample)
+        made.append(with_copy_tasks(sample, prob))
+        return made[-1]
+
+    monkeypatch.setattr(augmentation, "with_copy_tasks", listen)
     told = heard(objective, batch)
-    latents, _, chosen, blind = targets[0]
-    assert 0 < int((chosen & blind).sum()) < int(chosen.sum()) < len(chosen)
-    assert torch.equal(told["prior_dropped"], ~chosen | blind)  # every other sample is told nothing
-    for target, grid, row, exercise in zip(latents, told["prior_tokens"], told["rows"], chosen):
+    chosen = ~made[0].no_references  # every other sample is told nothing
+    assert before[0].no_references.all()
+    assert 0 < int((chosen & made[0].no_codes).sum()) < int(chosen.sum()) < len(chosen)
+    assert made[0].no_codes[~chosen].all()
+    assert made[0].no_glyphs.all()
+    assert torch.equal(told["prior_dropped"], made[0].no_codes)
+    for target, codes, row, exercise in zip(made[0].latents, told["prior_tokens"], told["rows"], chosen):
         assert bool(row) == bool(exercise)
         if exercise:
             assert torch.equal(target, row[-1][0])
-            assert torch.equal(grid, row[-1][1])
+            assert torch.equal(codes, row[-1][1])
 
 
 # Distillation
@@ -624,7 +646,7 @@ def test_a_teacher_walks_as_the_sampler_does(start: Path, assets: Path, tmp_path
 
 
 def test_a_student_comes_nearer_to_its_teacher(start: Path, assets: Path, handful: Path, tmp_path: Path) -> None:
-    settings = {"drop_all": 0.0, "corrupt": 0.0}
+    settings = {"uncond_prob": 0.0, "corrupt": 0.0}
     overfit("decoder", start, assets, handful, tmp_path / "teacher", 60, decoder=settings)
     folder = tmp_path / "teacher" / "checkpoint"
     distillation = {"distillation": {"steps": 2, "substeps": 2, "guidance": 1.0}, "train_glyph_encoder": False}
@@ -638,7 +660,7 @@ def test_a_student_comes_nearer_to_its_teacher(start: Path, assets: Path, handfu
 
 def test_rates_warm_up_and_fall() -> None:
     base = {"train": "decoder", "start": "a", "output": "b", "data": [{"path": "x"}], "learning_rate": 1.0}
-    config = validate({**base, "steps": 110, "warmup": 10, "final_share": 0.1}, TrainConfig, "test")
+    config = validate({**base, "steps": 110, "warmup": 10, "min_lr_ratio": 0.1}, TrainConfig, "test")
     rates = [learning_rate(config, step) for step in range(111)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == 1.0
@@ -654,9 +676,9 @@ def test_the_average_is_what_is_evaluated_and_exported(start: Path, assets: Path
     folder = run.run()
     exported = Checkpoint.open(folder).transformer(device=CPU, dtype=torch.float32).state_dict()
     weights = run.objective.transformer.state_dict()
-    assert run.average is not None
+    assert run.learner.average is not None
     for name in ("proj_out.weight", "transformer_blocks.0.attn1.to_q.weight"):
-        assert torch.equal(exported[name], run.average.values[f"transformer.{name}"])
+        assert torch.equal(exported[name], run.learner.average.values[f"transformer.{name}"])
         assert not torch.equal(exported[name], weights[name])
 
 
@@ -742,13 +764,15 @@ def trained(one_step: TrainConfig, tmp_path: Path) -> TrainConfig:
 
 
 def test_a_state_of_other_settings_is_refused_and_they_are_named(trained: TrainConfig, tmp_path: Path) -> None:
-    other = trained.model_copy(update={"steps": 4, "seed": 1, "autoregressive": AutoregressiveTraining(copies=0.5)})
+    other = trained.model_copy(
+        update={"steps": 4, "seed": 1, "autoregressive": AutoregressiveTraining(copy_task_prob=0.5)}
+    )
     with pytest.raises(DataError) as caught:
         train(other)
     assert str(caught.value) == (
         f"{tmp_path}/run/states/step-00000001 was made with other settings: seed 0 → 1, steps 1 → 4, "
-        "autoregressive.copies 0.0 → 0.5. Put them back, choose another output, or begin a new schedule of 4 steps "
-        "from its weights with restart=true"
+        "autoregressive.copy_task_prob 0.0 → 0.5. Put them back, choose another output, or begin a new schedule of 4 "
+        "steps from its weights with restart=true"
     )
     file = tmp_path / "stage.yaml"
     file.write_text(other.model_dump_json(), encoding="utf-8")
@@ -765,7 +789,7 @@ def test_a_state_of_other_settings_is_refused_and_they_are_named(trained: TrainC
     [
         {"gradient_checkpointing": True}, {"evaluation_batches": 3}, {"max_bad_share": 0.5}, {"evaluation": []},
         {"workers": 2}, {"keep": 9}, {"output": "elsewhere"}, {"tokenizer": {"decay": 0.5}}, {"restart": True},
-        {"schedule": "constant", "steps": 99, "final_share": 0.5},
+        {"schedule": "constant", "steps": 99, "min_lr_ratio": 0.5},
         {"autoencoder": {"statistics_samples": 9, "latent_scale": "pixels"}},
     ],
 )  # fmt: skip
@@ -798,7 +822,7 @@ def test_what_decides_the_weights_is_named_with_both_values(start: Path, assets:
     (named,) = different({"data": [{**source, "scenes": {**source["scenes"], "sizes": [[96, 64]]}}]})
     assert named == "data.0.scenes.sizes [[64, 64]] → [[96, 64]]"
     older = signature.settings_of(config, "a", 1)
-    del older["stage"]["muon"], older["stage"]["decoder"]["whole"]
+    del older["stage"]["muon"], older["stage"]["decoder"]["full_image_prob"]
     older["stage"]["decoder"]["gone"] = 0.0
     assert signature.differences(older, signature.settings_of(config, "a", 1)) == []
     older["stage"]["decoder"]["gone"] = 0.5
@@ -827,8 +851,8 @@ def test_a_new_schedule_begins_from_the_weights_of_a_state(
     first = state.load_state(output / "states" / "step-00000001")
     weights = run.objective.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in first.weights.items())
-    assert run.average is not None
-    assert all(torch.equal(value, first.average[name]) for name, value in run.average.values.items())
+    assert run.learner.average is not None
+    assert all(torch.equal(value, first.average[name]) for name, value in run.learner.average.values.items())
     run.save = stop_after(run, 3)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         run.run()
@@ -854,7 +878,7 @@ def test_a_state_that_does_not_say_its_settings_is_gone_on_from(
 ) -> None:
     file = tmp_path / "run" / "states" / "step-00000001" / "state.json"
     contents = json.loads(file.read_text())
-    del contents["settings"], contents["facts"]["first"]
+    del contents["settings"], contents["metadata"]["first"]
     file.write_text(json.dumps({**contents, "signature": "of another release"}))
     train(trained)
     assert "does not say with which settings" in capsys.readouterr().out
@@ -899,7 +923,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(start: Path
 
     other.objective.forward = once  # type: ignore[method-assign]
     other.run()
-    assert other.facts["skipped"] == 1
+    assert other.losses.skipped == 1
     assert sorted(losses(tmp_path / "skip")) == [1, 2, 3, 5, 6]
 
 
@@ -967,7 +991,7 @@ def test_a_sample_that_breaks_while_training_is_replaced_by_one_of_its_bucket(ha
         ({"data": [{"scenes": {"tasks": {"fly": 1}}, "assets": "x"}]}, "no task 'fly'"),
         ({"train": "autoencoder", "lora": {}}, "lora is for"),
         ({"vision_rows_only": True}, "vision_rows_only"),
-        ({"decoder": {"drop_al": 0.1}}, "did you mean 'drop_all'"),
+        ({"decoder": {"uncond_pro": 0.1}}, "did you mean 'uncond_prob'"),
     ],
 )
 def test_wrong_configs_are_named(
@@ -1024,7 +1048,10 @@ def test_training_from_a_cache_is_training_from_the_pictures(start: Path, assets
                 assert encoded.captions == example.pictured.captions
                 with torch.no_grad():
                     plain = objective(objective.collate([example]))
-                    cached = objective(objective.collate([Example(encoded, example.caption, example.seed)]))
+                    batch = objective.collate([Example(encoded, example.caption, example.seed)])
+                    cached = objective(batch)
+                kept = load_tensors(save(flattened(batch)[0]))  # as a bad step's batch is kept
+                assert any(name.endswith("codes") for name in kept)
                 assert float(cached["loss"]) == pytest.approx(float(plain["loss"]), rel=2e-3)
         cache = [{"cache": str(tmp_path / f"cache-{network}")}]
         cached_config = stage(network, start, assets, tmp_path / f"{network}-cached", data=cache, evaluation=[])
@@ -1084,7 +1111,7 @@ def scaled_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, scale: floa
     run = Run(config)
     run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     run.start()
-    for parameter in run._learning_parameters():
+    for parameter in run.learner.parameters():
         parameter.register_hook(lambda gradient: gradient.half().float())
     monkeypatch.setattr(type(run.accelerator), "mixed_precision", "fp16")
     monkeypatch.setattr(run.accelerator, "native_amp", True)
@@ -1097,7 +1124,7 @@ def test_an_overflow_of_fp16_skips_its_step_and_is_counted(
     config = stage("autoregressive", checkpoint_folder, assets, tmp_path / "run", evaluation=[])
     run = scaled_run(config, monkeypatch, 2.0**19)
     before = {name: value.clone() for name, value in run.objective.state_dict().items()}
-    figures = run._one_step(iter([run.batches[0]]))
+    figures = run.one_step(iter([run.batches[0]]))
     assert (figures["overflows"], figures["loss_scale"], "gradient_norm" in figures) == (1, 2.0**18, False)
     assert all(torch.equal(value, before[name]) for name, value in run.objective.state_dict().items())
     run.run()
@@ -1107,11 +1134,11 @@ def test_an_overflow_of_fp16_skips_its_step_and_is_counted(
     assert 1 <= overflows[-1] < 7
     assert [row["loss_scale"] for row in rows] == [2.0 ** (19 - count) for count in overflows]
     assert ["gradient_norm" in row for row in rows] == [a == b for a, b in zip([1, *overflows], overflows)]
-    assert run.facts["skipped"] == 0
+    assert run.losses.skipped == 0
     assert not (tmp_path / "run" / "spikes").exists()
     again = scaled_run(config, monkeypatch, 1.0)
     assert again.accelerator.scaler.get_scale() == rows[-1]["loss_scale"]
-    assert again.facts["overflows"] == overflows[-1]
+    assert again.losses.overflows == overflows[-1]
 
 
 def test_gradients_that_no_scale_makes_finite_stop_an_fp16_run(
@@ -1129,8 +1156,8 @@ def test_a_step_left_out_for_its_loss_does_not_hold_up_the_scaler(
 ) -> None:
     config = stage("autoregressive", checkpoint_folder, assets, tmp_path / "run", evaluation=[], on_spike="skip")
     run = scaled_run(config, monkeypatch, 2.0)
-    monkeypatch.setattr(run, "_sound", lambda totals, batches: run.step == 2)
-    assert [bool(run._one_step(iter([run.batches[run.step]]))) for run.step in range(3)] == [False, False, True]
+    monkeypatch.setattr(run.losses, "sound", lambda step, totals, batches: step == 2)
+    assert [bool(run.one_step(iter([run.batches[run.step]]))) for run.step in range(3)] == [False, False, True]
 
 
 # LoRA

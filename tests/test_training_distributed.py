@@ -14,14 +14,18 @@ import torch
 
 from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.initialization import initialize_folder
+from arimage.training import state
 from arimage.training.config import TrainConfig
-from arimage.training.loop import learning_rate, train
+from arimage.training.loop import train
+from arimage.training.objectives import build_objective
+from arimage.training.optimizer import learning_rate
+from arimage.training.processes import class_names
 from tests.test_training import CPU, losses, metrics, stage
 from tests.tiny_assets import write_assets
 from tests.tiny_checkpoint import CONFIG, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
-HANDED_OVER: dict[str, Any] = {"steps": 6, "save_every": 3, "keep": 9}
+HANDED_OVER: dict[str, Any] = {"schedule": "constant", "save_every": 3, "keep": 9}
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
@@ -83,7 +87,12 @@ def sharded(place: Path) -> None:
     by_two(
         place / "sharded",
         True,
-        [*stages, two_of("decoder", True, place, "handed-over", **HANDED_OVER), short, again(short)],
+        [
+            *stages,
+            *(two_of("decoder", True, place, "handed-over", steps=steps, **HANDED_OVER) for steps in (3, 6)),
+            short,
+            again(short),
+        ],
     )
 
 
@@ -129,12 +138,34 @@ def test_a_new_schedule_of_two_sharded_processes_is_that_of_one(place: Path) -> 
 
 
 @pytest.mark.usefixtures("sharded")
-def test_one_process_goes_on_from_what_two_sharded_ones_saved(place: Path) -> None:
+def test_two_processes_and_one_go_on_from_the_shards_that_two_saved(place: Path) -> None:
     straight = place / "straight"
-    train(stage("decoder", place / "start", place / "assets", straight, batch_size=4, **HANDED_OVER))
-    config = two_of("decoder", True, place, "handed-over", **HANDED_OVER)
+    train(stage("decoder", place / "start", place / "assets", straight, batch_size=4, steps=6, **HANDED_OVER))
+    config = two_of("decoder", True, place, "handed-over", steps=6, **HANDED_OVER)
     output = Path(config.output)
+    assert losses(output) == pytest.approx(losses(straight), rel=1e-5)
+    first = output / "states" / "step-00000003"
+    files = sorted(str(path.relative_to(first)) for path in first.rglob("*") if path.is_file())
+    shards = [f"shard-0000{number}-model-00001-of-00001.safetensors" for number in (1, 2)]
+    assert files == sorted([f"{part}/{name}" for part in state.PARTS for name in shards] + ["state.json"])  # no pickle
+    sizes = [(first / "weights" / name).stat().st_size for name in shards]
+    assert max(sizes) < 0.7 * sum(sizes)
     (output / "states" / "step-00000006" / "state.json").unlink()
     (output / "metrics.jsonl").unlink()
     train(config.model_copy(update={"batch_size": 4}))
     assert losses(output) == pytest.approx({s: v for s, v in losses(straight).items() if s > 3}, rel=1e-5)
+
+
+@pytest.mark.parametrize("network", ["decoder", "autoregressive", "tokenizer", "autoencoder"])
+def test_accelerate_shards_the_modules_that_an_objective_names(network: str, place: Path) -> None:
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+
+    config = stage(network, place / "start", place / "assets", place / "named")
+    objective = build_objective(Checkpoint.open(place / "start"), config, CPU)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    plugin.transformer_cls_names_to_wrap = class_names(objective.sharded_modules())
+    policy = fsdp2_prepare_auto_wrap_policy(plugin, objective)
+    chosen = {id(module) for module in objective.modules() if policy is not None and policy(module)}
+    assert chosen == {id(module) for module in objective.sharded_modules()}
+    assert bool(chosen) == (network != "autoencoder")

@@ -8,7 +8,7 @@ import typer
 from arimage.cli import options
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="key=value, for example steps=100 or decoder.drop_all=0.2.")
+    list[str] | None, typer.Argument(help="key=value, for example steps=100 or decoder.uncond_prob=0.2.")
 ]
 
 

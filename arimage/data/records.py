@@ -54,6 +54,23 @@ class Record:
     truth: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedReference:
+    """A reference picture after the frozen encoders.
+
+    Attributes:
+        codes: (h, w) visual tokens.
+        latents: (C, 4h, 4w), normalised, or None where they were left out.
+    """
+
+    codes: Any
+    latents: Any
+
+    def to(self, device: Any) -> "EncodedReference":
+        """The reference on a device."""
+        return EncodedReference(self.codes.to(device), None if self.latents is None else self.latents.to(device))
+
+
 @dataclass(frozen=True)
 class EncodedRecord:
     """A record whose pictures went through the frozen encoders already (``arimage prepare``).
@@ -62,7 +79,7 @@ class EncodedRecord:
         size: (height, width) of the picture in pixels.
         codes: (h, w) visual tokens of the target; ``preview`` those of its preview, None for edits.
         latents: (C, H/8, W/8) normalised latents of the target, or None where they were left out.
-        references: (codes, latents) of each source.
+        references: each source after the encoders.
         captions, task, rating, name: as in :class:`Record`.
     """
 
@@ -70,7 +87,7 @@ class EncodedRecord:
     codes: Any
     preview: Any
     latents: Any
-    references: tuple[tuple[Any, Any], ...]
+    references: tuple[EncodedReference, ...]
     captions: dict[str, str]
     task: str = "picture"
     rating: int = 3

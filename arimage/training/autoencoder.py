@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from arimage.checkpoints.checkpoint import Checkpoint
-from arimage.checkpoints.components import Component, build_autoencoder
+from arimage.checkpoints.components import Component
 from arimage.checkpoints.model_config import ModelConfig
 from arimage.data.records import Record
 from arimage.data.scenes.spec import Box
@@ -34,19 +33,19 @@ SENSITIVITY_SAMPLES, SMALL_CHANGE = 12, 0.03
 class AutoencoderObjective(Objective):
     """L1 + edges (+ perceptual) + KL (+ adversarial) of :class:`diffusers.AutoencoderKL`."""
 
-    def __init__(self, checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -> None:
-        super().__init__(checkpoint, config, device)
+    def __init__(self, dimensions: ModelConfig, config: TrainConfig, device: torch.device, network: Any) -> None:
+        super().__init__(dimensions, config, device)
         self.settings = config.autoencoder
-        self.network: Any = build_autoencoder(checkpoint.config)
-        self.network.load_state_dict(
-            checkpoint.autoencoder(device=torch.device("cpu"), dtype=torch.float32).network.state_dict()
-        )
+        self.network = network
         if self.settings.adversarial:
             self.discriminator = PatchDiscriminator()
         if self.settings.perceptual:
             self.helpers["perceptual"] = _vision_model(str(self.settings.perceptual_model), device)
         self.steps = 0
         self.statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    def compiled_modules(self) -> list[nn.Module]:
+        return [self.network.encoder, self.network.decoder]
 
     def prepare(self, batches: Any) -> None:
         """Begin with the principal components of patches of what the scenes show, if the stage says so."""
@@ -99,9 +98,9 @@ class AutoencoderObjective(Objective):
             parts["perceptual"] = F.mse_loss(features(made), features(true))
             loss = loss + self.settings.perceptual * parts["perceptual"]
         if self.settings.adversarial and self.steps >= self.settings.adversarial_from and self.training:
-            fooled, told = self._adversarial(made, true)
-            parts |= {"fooled": fooled, "told": told}
-            loss = loss + self.settings.adversarial * fooled + told
+            g_loss, d_loss = self._adversarial(made, true)
+            parts |= {"g_loss": g_loss, "d_loss": d_loss}
+            loss = loss + self.settings.adversarial * g_loss + d_loss
         with torch.no_grad():
             parts["psnr"] = 10 * torch.log10(4 / ((made.clamp(-1, 1) - true) ** 2).mean(dim=(1, 2, 3))).mean()
         return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
@@ -110,20 +109,20 @@ class AutoencoderObjective(Objective):
         """What the autoencoder and what the discriminator lose (hinge); neither gets the other's gradient."""
         for parameter in self.discriminator.parameters():
             parameter.requires_grad_(False)
-        fooled = -self.discriminator(made).mean()
+        g_loss = -self.discriminator(made).mean()
         for parameter in self.discriminator.parameters():
             parameter.requires_grad_(True)
         real, fake = self.discriminator(true), self.discriminator(made.detach())
-        return fooled, 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+        return g_loss, 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
     def after_step(self) -> None:
         self.steps += 1
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {"steps": self.steps}
 
-    def load_facts(self, facts: Mapping[str, Any]) -> None:
-        self.steps = facts.get("steps", 0)
+    def load_metadata(self, metadata: Mapping[str, Any]) -> None:
+        self.steps = metadata.get("steps", 0)
 
     def rebuild(self, values: Tensor) -> Tensor:
         """(B, 3, H, W) through the posterior's mode and back, fp32."""
@@ -165,7 +164,7 @@ class AutoencoderObjective(Objective):
         return (squares / len(latents)).sqrt()
 
     def model_config(self) -> ModelConfig:
-        config = self.checkpoint.config
+        config = self.dimensions
         if self.statistics is None:
             return config
         mean, deviation = self.statistics

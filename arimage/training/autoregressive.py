@@ -8,12 +8,12 @@ samples.
 
 from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from arimage.autoregressive.layout import (
     IGNORED_LABEL,
@@ -22,32 +22,56 @@ from arimage.autoregressive.layout import (
     target_grid,
     training_sequence,
 )
-from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.autoregressive.model import AutoregressiveModel, Layer
+from arimage.autoregressive.vocabulary import Vocabulary
 from arimage.checkpoints.components import Component
+from arimage.checkpoints.model_config import ModelConfig
 from arimage.data.records import EncodedRecord
+from arimage.training.codes import code_vectors, encode_views, preview_view, reference_view
 from arimage.training.config import TrainConfig
 from arimage.training.examples import Example
 from arimage.training.objective import Losses, Objective, generator
-from arimage.training.tokens import code_vectors, encode_views, preview_view, reference_view
 from tokenizer.image_size import PIXELS_PER_TOKEN
-from tokenizer.semantic_tokenizer import half_size_pixels
+from tokenizer.semantic_tokenizer import SemanticTokenizer, half_size_pixels
 
 NAMES = 0
+
+
+class SampleCodes(NamedTuple):
+    """The codes (h, w) of a sample's references, and those to predict: preview and target, or the target alone."""
+
+    references: list[Tensor]
+    targets: list[Tensor]
 
 
 class AutoregressiveObjective(Objective):
     """Cross entropy of visual tokens."""
 
-    def __init__(self, checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -> None:
-        super().__init__(checkpoint, config, device)
+    def __init__(
+        self,
+        dimensions: ModelConfig,
+        config: TrainConfig,
+        device: torch.device,
+        model: AutoregressiveModel,
+        tokenizer: SemanticTokenizer,
+        vocabulary: Vocabulary,
+    ) -> None:
+        super().__init__(dimensions, config, device)
         self.settings = config.autoregressive
-        self.model = checkpoint.autoregressive(device=torch.device("cpu"), dtype=torch.float32)
-        self.model.gradient_checkpointing = config.gradient_checkpointing
-        self.helpers["tokenizer"] = checkpoint.semantic_tokenizer(device=device, dtype=torch.float32)
-        self.vocabulary = checkpoint.vocabulary()
-        self.limits = checkpoint.config.processor.limits
+        self.model, self.vocabulary = model, vocabulary
+        self.helpers["tokenizer"] = tokenizer
+        self.limits = dimensions.processor.limits
         self.model.text_rows_frozen = config.vision_rows_only
         self._blanks: dict[tuple[int, int], Tensor] = {}
+
+    def sharded_modules(self) -> list[nn.Module]:
+        return [module for module in self.model.modules() if isinstance(module, Layer)]
+
+    def checkpointed_networks(self) -> list[Any]:
+        return [self.model]
+
+    def compiled_modules(self) -> list[nn.Module]:
+        return self.sharded_modules()
 
     @torch.no_grad()
     def prepare(self, batches: Any) -> None:
@@ -71,7 +95,7 @@ class AutoregressiveObjective(Objective):
                 sample["references"] = [half_size_pixels(reference_view(one, self.limits)) for one in record.sources]
                 sample["target"] = half_size_pixels(record.image)
                 pictured = not record.sources
-            if not pictured and Random(f"copy/{example.seed}").random() < self.settings.copies:
+            if not pictured and Random(f"copy/{example.seed}").random() < self.settings.copy_task_prob:
                 sample["copied"] = example.seed
                 sample["text"] = ""
             sample["preview"] = pictured and Random(f"preview/{example.seed}").random() < self.settings.preview
@@ -80,20 +104,20 @@ class AutoregressiveObjective(Objective):
             samples.append(sample)
         return {"samples": samples}
 
-    def tokenize(self, batch: Mapping[str, Any]) -> list[tuple[list[Tensor], list[Tensor]]]:
-        """For each sample its references' grids, and the grids to predict (preview and target, or the target)."""
+    def encode(self, batch: Mapping[str, Any]) -> list[SampleCodes]:
+        """The codes of each sample; from a prepared cache they come encoded."""
         samples = batch["samples"]
         views = [view for sample in samples for view in _views(sample)]
-        grids = iter(encode_views(self.helpers["tokenizer"], views, self.device))
+        codes = iter(encode_views(self.helpers["tokenizer"], views, self.device))
         made = []
         for sample in samples:
             encoded = sample.get("encoded")
             if encoded is None:
-                references = [next(grids).cpu() for _ in sample["references"]]
-                own = [next(grids).cpu() for _ in range(1 + ("preview_view" in sample))]
+                references = [next(codes).cpu() for _ in sample["references"]]
+                own = [next(codes).cpu() for _ in range(1 + ("preview_view" in sample))]
             else:
-                references = [codes.cpu() for codes, _ in encoded.references]
-                own = [codes.cpu() for codes in (encoded.preview, encoded.codes) if codes is not None]
+                references = [reference.codes.cpu() for reference in encoded.references]
+                own = [one.cpu() for one in (encoded.preview, encoded.codes) if one is not None]
             if "copied" in sample:
                 references, own = self._copied(references, sample["copied"])
                 sample["size"] = tuple(PIXELS_PER_TOKEN * side for side in own[0].shape)
@@ -101,7 +125,7 @@ class AutoregressiveObjective(Objective):
                 own = own[-1:]
             elif self.settings.preview_shows == "blank":
                 own = [self._blank(sample["size"]), own[-1]]
-            made.append((references, own))
+            made.append(SampleCodes(references, own))
         return made
 
     def _copied(self, references: list[Tensor], seed: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -118,12 +142,11 @@ class AutoregressiveObjective(Objective):
         return self._blanks[size]
 
     def forward(self, batch: Mapping[str, Any]) -> Losses:
-        grids = self.tokenize(batch)
         sequences = []
-        for sample, (references, own) in zip(batch["samples"], grids):
+        for sample, codes in zip(batch["samples"], self.encode(batch)):
             size = target_grid(*sample["size"])
-            prompt = build_prompt(self.vocabulary, sample["text"], size, references, preview=sample["preview"])
-            sequences.append(training_sequence(prompt, own, self.vocabulary))
+            prompt = build_prompt(self.vocabulary, sample["text"], size, codes.references, preview=sample["preview"])
+            sequences.append(training_sequence(prompt, codes.targets, self.vocabulary))
         lengths = [len(sequence.tokens) for sequence in sequences]
         tokens = torch.cat([sequence.tokens for sequence in sequences])[None].to(self.device)
         positions = torch.cat([sequence.positions for sequence in sequences], dim=1)[:, None].to(self.device)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from arimage.data.buckets import BucketBatches
-from arimage.data.records import EncodedRecord, SampleError, reason
+from arimage.data.records import EncodedRecord, EncodedReference, SampleError, reason
 from arimage.errors import DataError
 from arimage.files import write_whole
 from arimage.training.bad_samples import BadSample
@@ -102,7 +102,7 @@ class CacheSource:
             return file.get_tensor(f"{number}/{name}").float() if self.latents else None
 
         references = tuple(
-            (codes(f"reference-{place}/codes"), latents(f"reference-{place}/latents"))
+            EncodedReference(codes(f"reference-{place}/codes"), latents(f"reference-{place}/latents"))
             for place in range(row["references"])
         )
         preview = None if row["references"] else codes("preview")

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.components import Component
+from arimage.checkpoints.model_config import ModelConfig
 from arimage.data.assets import Assets
 from arimage.data.records import Record
 from arimage.data.scenes.cells import cells_of, flat
@@ -31,7 +31,8 @@ from arimage.training.config import TrainConfig
 from arimage.training.examples import Example
 from arimage.training.objective import Losses, Objective, generator
 from tokenizer.pixels import picture
-from tokenizer.semantic_tokenizer import half_size_pixels
+from tokenizer.semantic_tokenizer import SemanticTokenizer, half_size_pixels
+from tokenizer.vision_encoder import Block
 
 CLASSES = "classes.safetensors"
 TEMPERATURE = 0.05
@@ -42,19 +43,26 @@ NOISE, BLUR = 0.06, 1.2
 class CellTokenizerObjective(Objective):
     """Cross-entropy between the codes of a picture's cells and the classes of its neutral view."""
 
-    def __init__(self, checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -> None:
-        super().__init__(checkpoint, config, device)
+    def __init__(
+        self, dimensions: ModelConfig, config: TrainConfig, device: torch.device, tokenizer: SemanticTokenizer
+    ) -> None:
+        super().__init__(dimensions, config, device)
         self.settings = settings = config.tokenizer
-        tokenizer = checkpoint.semantic_tokenizer(device=torch.device("cpu"), dtype=torch.float32)
         self.visual, quantizer = tokenizer.model.visual, tokenizer.model.vqmodel
         self.quant_conv, self.post_quant_conv = quantizer.quant_conv, quantizer.post_quant_conv
         self.codebook = nn.Parameter(F.normalize(quantizer.quantize.embedding.weight.detach(), dim=-1))
-        self.patch = checkpoint.config.vision_encoder.patch_size
+        self.patch = dimensions.vision_encoder.patch_size
         pixels = 3 * self.patch**2
         self.classes = Classes(pixels, min(settings.components, pixels), quantizer.config.num_embeddings)
         self.fixed = FIXED
         with torch.no_grad():
             self.visual.embeddings.position_embedding.weight.zero_()
+
+    def sharded_modules(self) -> list[nn.Module]:
+        return [module for module in self.visual.modules() if isinstance(module, Block)]
+
+    def compiled_modules(self) -> list[nn.Module]:
+        return self.sharded_modules()
 
     @cached_property
     def assets(self) -> Assets:

@@ -153,9 +153,9 @@ class AutoregressiveTraining(_Strict):
         label_smoothing: in [0, 1).
         codes_from_codebook: begin with rows of the visual tokens that are a projection of the codebook, so that codes
             that look alike start alike; for a model that does not know them yet.
-        copies: share of the edits that become exercises in copying: without a text, all codes of the sample renamed by
-            a permutation of its own, and the last reference is the target. What a code means is no help there, so
-            that a model learns to look its references up, which edits alone teach late.
+        copy_task_prob: share of the edits that become exercises in copying: without a text, all codes of the sample
+            renamed by a permutation of its own, and the last reference is the target. What a code means is no help
+            there, so that a model learns to look its references up, which edits alone teach late.
     """
 
     preview: float = Field(1.0, ge=0, le=1)
@@ -164,7 +164,7 @@ class AutoregressiveTraining(_Strict):
     end_weight: float = Field(0.1, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     codes_from_codebook: bool = False
-    copies: float = Field(0.0, ge=0, le=1)
+    copy_task_prob: float = Field(0.0, ge=0, le=1)
 
 
 class Distillation(_Strict):
@@ -186,20 +186,20 @@ class DecoderTraining(_Strict):
 
     Attributes:
         noise_mean, noise_deviation: of the logit-normal noise levels before the shift.
-        drop_all: share of samples without visual tokens, glyphs and references (the unconditional branch).
+        uncond_prob: share of samples without visual tokens, glyphs and references (the unconditional branch).
         drop_prior, drop_glyphs, drop_references: shares that lose one of them alone.
         corrupt: share of samples whose visual tokens are corrupted; of those, up to ``corrupt_share`` of the tokens
             become random codes.
-        draws: noise levels of each picture of a batch; what the frozen encoders make of it serves them all.
-        windows: parts of each picture that are learnt from in place of the whole, each at a noise level of its own; 0
+        noise_levels_per_image: of each picture of a batch; what the frozen encoders make of it serves them all.
+        crops_per_image: crops of each picture that are learnt from in its place, each at a noise level of its own; 0
             learns from whole pictures. They lie where codes differ from the picture's most frequent one, so that plain
-            ground takes less of the time. Of references the same part is shown; where one has another size than the
-            picture, both stay whole.
-        window: side of such a part in cells of 32 px.
-        whole: share of the batches that stay whole all the same; nothing else shows how a thing moves.
-        copies: share of the samples with references that become exercises in copying: the last reference is the target,
-            no glyphs say what it shows, and in half of them no visual tokens either. Without them a decoder whose
-            tokens say nearly everything learns late, if at all, to take from a reference what they leave out.
+            ground takes less of the time. References are cropped alike; where one has another size than the picture,
+            both stay whole.
+        crop_cells: side of a crop in cells of 32 px.
+        full_image_prob: share of the batches that stay whole all the same; nothing else shows how a thing moves.
+        copy_task_prob: share of the samples with references that become exercises in copying: the last reference is
+            the target, no glyphs say what it shows, and in half of them no visual tokens either. Without them a decoder
+            whose tokens say nearly everything learns late, if at all, to take from a reference what they leave out.
         train_glyph_encoder: learn the glyph encoder too.
         codes_from_codebook: begin with embeddings of the visual tokens that are a projection of the codebook, so that
             codes that look alike start alike; for a decoder that is not trained yet.
@@ -208,17 +208,17 @@ class DecoderTraining(_Strict):
 
     noise_mean: float = 0.0
     noise_deviation: float = Field(1.0, gt=0)
-    drop_all: float = Field(0.1, ge=0, le=1)
+    uncond_prob: float = Field(0.1, ge=0, le=1)
     drop_prior: float = Field(0.02, ge=0, le=1)
     drop_glyphs: float = Field(0.02, ge=0, le=1)
     drop_references: float = Field(0.02, ge=0, le=1)
     corrupt: float = Field(0.3, ge=0, le=1)
     corrupt_share: float = Field(0.2, ge=0, le=1)
-    draws: int = Field(1, ge=1)
-    windows: int = Field(0, ge=0)
-    window: int = Field(4, ge=1)
-    whole: float = Field(0.0, ge=0, le=1)
-    copies: float = Field(0.0, ge=0, le=1)
+    noise_levels_per_image: int = Field(1, ge=1)
+    crops_per_image: int = Field(0, ge=0)
+    crop_cells: int = Field(4, ge=1)
+    full_image_prob: float = Field(0.0, ge=0, le=1)
+    copy_task_prob: float = Field(0.0, ge=0, le=1)
     train_glyph_encoder: bool = True
     codes_from_codebook: bool = False
     distillation: Distillation | None = None
@@ -257,7 +257,8 @@ class TrainConfig(_Strict):
         output: the folder of the run: its saved states, logs, samples, and the finished checkpoint.
         steps: optimiser steps.
         batch_size: samples of a process and micro-batch; ``accumulation`` micro-batches make a step.
-        learning_rate, schedule, warmup, final_share: cosine to ``final_share`` of the rate, linear to it, or constant.
+        learning_rate, schedule, warmup, min_lr_ratio: cosine to ``min_lr_ratio`` times the rate, linear to it, or
+            constant.
         muon: patterns of the names of matrices that learn by Muon instead of AdamW.
         clip: largest gradient norm.
         precision: auto is bf16 where the device multiplies it natively, else fp32; no is fp32, bf16 and fp16 mixed
@@ -286,7 +287,7 @@ class TrainConfig(_Strict):
     learning_rate: float = Field(1e-3, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: int = Field(100, ge=0)
-    final_share: float = Field(0.05, ge=0, le=1)
+    min_lr_ratio: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     muon: tuple[str, ...] = ()

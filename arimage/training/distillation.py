@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from arimage.data.records import EncodedReference
 from arimage.training.config import Distillation
 from decoder.config import PIXELS_PER_LATENT
 from decoder.glyph import GlyphEncoder
@@ -21,17 +22,18 @@ def velocity_of(
     timestep: Tensor,
     codes: Tensor,
     glyphs: tuple[Tensor, Tensor],
-    references: Sequence[Sequence[tuple[Tensor, Tensor]]],
-    no_prior: Tensor | None = None,
-    window: tuple[Tensor, tuple[int, int]] | None = None,
+    references: Sequence[Sequence[EncodedReference]],
+    no_codes: Tensor | None = None,
+    corners: Tensor | None = None,
+    full_size: tuple[int, int] | None = None,
 ) -> Tensor:
     """The velocity of a batch of (B, C, h, w) noisy latents, with all that the transformer is told.
 
     Args:
-        window: where the latents are parts of larger ones, their corners (B, 2) and the size of the whole, in latents.
+        no_codes: (B,) bool, True where it is not told the codes.
+        corners, full_size: where the latents are crops, their corners (B, 2) and the size of the picture, in latents.
     """
     count, _, *size = noisy.shape
-    corners, whole = (None, size) if window is None else (window[0] * PIXELS_PER_LATENT, window[1])
     embeddings, mask = glyphs
     return transformer(
         noisy,
@@ -39,10 +41,10 @@ def velocity_of(
         prior_tokens=codes,
         glyphs=embeddings,
         glyph_mask=mask,
-        target_size=torch.tensor([whole], device=noisy.device).expand(count, -1) * PIXELS_PER_LATENT,
-        crop=corners,
-        prior_dropped=no_prior,
-        references=transformer.encode_references(references),
+        target_size=torch.tensor([full_size or size], device=noisy.device).expand(count, -1) * PIXELS_PER_LATENT,
+        crop=None if corners is None else corners * PIXELS_PER_LATENT,
+        prior_dropped=no_codes,
+        references=transformer.encode_references([[(one.latents, one.codes) for one in row] for row in references]),
     )
 
 
@@ -76,7 +78,7 @@ class Teacher:
         places: Tensor,
         codes: Tensor,
         texts: Sequence[Sequence[str]],
-        references: Sequence[Sequence[tuple[Tensor, Tensor]]],
+        references: Sequence[Sequence[EncodedReference]],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Walk each sample from the level at its place (B,) in the short schedule to the following one.
 
@@ -89,8 +91,8 @@ class Teacher:
         places = places.to(clean.device) * substeps
         glyphs = self.glyph_encoder.encode_padded(texts)
         nothing = self.glyph_encoder.encode_padded([[] for _ in texts])
-        alone: list[list[tuple[Tensor, Tensor]]] = [[] for _ in references]
-        untold = torch.ones(len(clean), dtype=torch.bool, device=clean.device)
+        alone: list[list[EncodedReference]] = [[] for _ in references]
+        unconditional = torch.ones(len(clean), dtype=torch.bool, device=clean.device)
 
         def level(step: Tensor) -> Tensor:
             return sigmas[step][:, None, None, None]
@@ -101,7 +103,9 @@ class Teacher:
             here = places + step
             velocity = velocity_of(self.transformer, latents, timesteps[here], codes, glyphs, references).float()
             if self.settings.guidance != 1:
-                plain = velocity_of(self.transformer, latents, timesteps[here], codes, nothing, alone, untold).float()
-                velocity = plain + self.settings.guidance * (velocity - plain)
+                unguided = velocity_of(
+                    self.transformer, latents, timesteps[here], codes, nothing, alone, unconditional
+                ).float()
+                velocity = unguided + self.settings.guidance * (velocity - unguided)
             latents = latents + (level(here + 1) - level(here)) * velocity
         return start, timesteps[places], (latents - start) / (level(places + substeps) - level(places))

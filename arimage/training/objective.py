@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.components import Component
 from arimage.checkpoints.model_config import ModelConfig
 from arimage.training.config import TrainConfig
@@ -22,17 +21,18 @@ class Objective(nn.Module, ABC):
 
     Registered sub-modules are trained (or frozen by pattern); helpers that only serve, like the frozen tokenizer,
     are kept in :attr:`helpers`, which is no sub-module. :attr:`fixed` are patterns of parameters that never learn,
-    :attr:`sharded` says that weights are spread over processes.
+    :attr:`sharded` says that weights are spread over processes. Networks are handed over by
+    :func:`arimage.training.objectives.build_objective`.
 
     Args:
-        checkpoint: where the weights come from.
+        dimensions: of the checkpoint that the networks come from.
         config: the stage.
         device: where the helpers live.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, dimensions: ModelConfig, config: TrainConfig, device: torch.device) -> None:
         super().__init__()
-        self.checkpoint, self.config, self.device = checkpoint, config, device
+        self.dimensions, self.config, self.device = dimensions, config, device
         self.helpers: dict[str, Any] = {}
         self.fixed: tuple[str, ...] = ()
         self.sharded = False
@@ -51,7 +51,19 @@ class Objective(nn.Module, ABC):
 
     def model_config(self) -> ModelConfig:
         """The configuration of the checkpoint that is written."""
-        return self.checkpoint.config
+        return self.dimensions
+
+    def sharded_modules(self) -> list[nn.Module]:
+        """The modules whose weights are gathered as one, where weights are spread over processes; outer ones first."""
+        return []
+
+    def checkpointed_networks(self) -> list[Any]:
+        """The networks that can compute activations anew in the backward pass (``gradient_checkpointing``)."""
+        return []
+
+    def compiled_modules(self) -> list[nn.Module]:
+        """The modules that are compiled one by one where the stage says ``compile``."""
+        return []
 
     def prepare(self, batches: Any) -> None:
         """Called once before the first step of a run, not when one is resumed; ``batches`` gives examples."""
@@ -69,12 +81,12 @@ class Objective(nn.Module, ABC):
         """The networks in training, under the names that :class:`arimage.inference.networks.Networks` knows."""
         return {}
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What a saved state must remember besides weights (JSON)."""
         return {}
 
-    def load_facts(self, facts: Mapping[str, Any]) -> None:
-        """Take up what :meth:`facts` gave."""
+    def load_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """Take up what :meth:`metadata` gave."""
         return
 
     def report(self, batches: Any, count: int) -> dict[str, float]:

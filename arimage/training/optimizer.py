@@ -1,4 +1,4 @@
-"""The optimiser: AdamW, and Muon for the matrices and convolution kernels that a stage names.
+"""The optimiser and its rate: AdamW, and Muon for the matrices and convolution kernels that a stage names.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) turns the momentum of a matrix into the nearest
 orthogonal one before it is subtracted, so that all directions of a layer learn at one rate; a kernel is the matrix of
@@ -8,6 +8,7 @@ in fp32 in a stage of ``precision: "no"``, so that such a stage learns the same 
 """
 
 import fnmatch
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -52,6 +53,17 @@ def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: TrainConf
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
     exact = torch.float32 if config.precision == "no" else None
     return MuonAdamW(groups, lr=config.learning_rate, betas=config.betas, steps_in=exact)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The rate of a step of the schedule (0-based): linear warm-up, then its fall."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    falling = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
+    return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * falling)
 
 
 class MuonAdamW(torch.optim.Optimizer):

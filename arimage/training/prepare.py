@@ -25,8 +25,8 @@ from arimage.files import write_whole
 from arimage.training.bad_samples import BadSamples
 from arimage.training.batches import StepBatches
 from arimage.training.cache import INDEX, write_shard
+from arimage.training.codes import encode_views, preview_view, reference_view
 from arimage.training.config import TrainConfig
-from arimage.training.tokens import encode_views, preview_view, reference_view
 from tokenizer.pixels import pixels
 from tokenizer.semantic_tokenizer import half_size_pixels
 
@@ -122,12 +122,12 @@ class _Encoder:
         views = [half_size_pixels(image) for image in (record.image, *references)]
         if not references:
             views.append(preview_view(record.image))
-        codes = [grid.cpu().to(torch.int32) for grid in encode_views(self.tokenizer, views, self.device)]
+        codes = [one.cpu().to(torch.int32) for one in encode_views(self.tokenizer, views, self.device)]
         if not references:
             tensors[f"{number}/preview"] = codes[-1]
         names = [f"{number}", *(f"{number}/reference-{place}" for place in range(len(references)))]
-        for name, grid, image in zip(names, codes, (record.image, *references)):
-            tensors[f"{name}/codes"] = grid
+        for name, own, image in zip(names, codes, (record.image, *references)):
+            tensors[f"{name}/codes"] = own
             if self.autoencoder is not None:
                 values = pixels(image)[None].to(self.device)
                 tensors[f"{name}/latents"] = self.autoencoder.encode(values)[0].cpu().half()

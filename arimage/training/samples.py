@@ -1,30 +1,55 @@
 """Pictures from fixed prompts and fixed edits, with the weights as they are in training."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
+from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.data.records import Record
-from arimage.images.sheets import beside
+from arimage.images.sheets import beside, contact_sheet
 from arimage.inference.engine import Engine
 from arimage.inference.networks import Networks
 from arimage.inference.requests import ImageRequest
 from arimage.inference.settings import Settings
 from arimage.training.batches import StepBatches
+from arimage.training.codes import encode_views, reference_view
 from arimage.training.config import SampleConfig
 from arimage.training.examples import Example
 from arimage.training.objective import Objective
-from arimage.training.tokens import encode_views, reference_view
 from decoder.diffusion_decoder import DecoderSettings
 
-__all__ = ["sample_pictures"]
+
+def training_pictures(
+    objective: Objective, checkpoint: Checkpoint, config: SampleConfig, batches: StepBatches
+) -> list[tuple[str, Image.Image]]:
+    """The objective's own pictures of the first batch, then those of fixed prompts and edits."""
+    examples = [example for example in batches.examples(0)[0] if isinstance(example.record, Record)]
+    shown = objective.pictures(examples)
+    if config.prompts or config.edits:
+        shown += sample_pictures(objective, checkpoint, config, batches)
+    return shown
 
 
-def sample_pictures(objective: Objective, config: SampleConfig, batches: StepBatches) -> list[tuple[str, Image.Image]]:
+def write_pictures(shown: Sequence[tuple[str, Image.Image]], folder: Path, step: int, trackers: Sequence[Any]) -> None:
+    """Pictures as a sheet under ``folder``, and one by one in the trackers that take some."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if shown:
+        contact_sheet([image for _, image in shown], 4, gap=4, margin=0).save(folder / f"step-{step:08d}.png")
+    for tracker in trackers:
+        if hasattr(tracker, "log_images"):
+            arrays = {name: np.asarray(image)[None] for name, image in shown}
+            tracker.log_images(arrays, step=step, dataformats="NHWC")
+
+
+def sample_pictures(
+    objective: Objective, checkpoint: Checkpoint, config: SampleConfig, batches: StepBatches
+) -> list[tuple[str, Image.Image]]:
     """Pictures by prompt, then edits of fixed records (source and result side by side)."""
-    networks = _Live(objective)
+    networks = _Live(checkpoint, objective)
     engine = Engine(networks)
     settings = Settings(DecoderSettings(steps=config.steps, guidance=config.guidance))
     height, width = config.size[1], config.size[0]
@@ -52,8 +77,8 @@ def sample_pictures(objective: Objective, config: SampleConfig, batches: StepBat
 class _Live(Networks):
     """The checkpoint's networks with the one in training in its place."""
 
-    def __init__(self, objective: Objective) -> None:
-        super().__init__(objective.checkpoint, objective.device, torch.float32)
+    def __init__(self, checkpoint: Checkpoint, objective: Objective) -> None:
+        super().__init__(checkpoint, objective.device, torch.float32)
         self._loaded.update(objective.live_networks())
 
 
@@ -70,10 +95,10 @@ def _edits(batches: StepBatches, count: int) -> list[Example]:
     return found[:count]
 
 
-def true_token_pictures(
+def pictures_from_codes(
     objective: Any, examples: Sequence[Example], steps: int, guidance: float
 ) -> list[tuple[str, Image.Image]]:
-    """The decoder alone: pictures rendered from the true visual tokens, beside the true pictures."""
+    """The decoder alone: pictures rendered from the true codes, beside the true pictures."""
     from arimage.training.objective import noise_of
     from decoder.diffusion_decoder import DecodeRequest, DiffusionDecoder, Reference
     from decoder.glyph import quoted_texts
@@ -91,14 +116,14 @@ def true_token_pictures(
         seen = [half_size_pixels(image) for image in (record.image, *views)]
         codes = encode_views(tokenizer, seen, objective.device)
         references = tuple(
-            Reference(autoencoder.encode(pixels(view)[None].to(objective.device))[0], grid)
-            for view, grid in zip(views, codes[1:])
+            Reference(autoencoder.encode(pixels(view)[None].to(objective.device))[0], own)
+            for view, own in zip(views, codes[1:])
         )
         glyphs, negative = glyph_encoder.encode([quoted_texts(example.caption)])[0][0], glyph_encoder.encode([[]])[0][0]
         height, width = codes[0].shape
-        noise = noise_of([number], (objective.checkpoint.config.transformer.in_channels, 4 * height, 4 * width))[0]
+        noise = noise_of([number], (objective.dimensions.transformer.in_channels, 4 * height, 4 * width))[0]
         request = DecodeRequest(codes[0], glyphs, negative, references, noise.to(objective.device))
         latents = decoder.sample([request], DecoderSettings(steps=steps, guidance=guidance))[0]
         made = picture(autoencoder.decode(latents[None])[0])
-        shown.append((f"from true tokens {number}", beside(record.image, made)))
+        shown.append((f"from true codes {number}", beside(record.image, made)))
     return shown

@@ -35,7 +35,7 @@ def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
         if subject != kept["train"]:
             kept.pop(subject, None)
     if kept["schedule"] == "constant":
-        del kept["steps"], kept["final_share"]
+        del kept["steps"], kept["min_lr_ratio"]
     if "autoencoder" in kept:
         kept["autoencoder"] = {k: v for k, v in kept["autoencoder"].items() if k not in MEASURED_AT_THE_END}
     kept["batch_size"] *= settings["processes"]
@@ -48,7 +48,7 @@ def differences(made_with: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     old, new = (dict(_flat(decisive(settings))) for settings in (made_with, now))
     names = [name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name)]
     if "schedule" in names:  # these two count under some schedules only
-        names = [name for name in names if name not in ("steps", "final_share")]
+        names = [name for name in names if name not in ("steps", "min_lr_ratio")]
     told = [f"{name} {_short(old.get(name, 'absent'))} → {_short(new.get(name, 'absent'))}" for name in names]
     return told if len(told) <= LISTED else [*told[:LISTED], f"and {len(told) - LISTED} more"]
 

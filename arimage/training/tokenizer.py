@@ -15,14 +15,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.components import Component
+from arimage.checkpoints.model_config import ModelConfig
+from arimage.checkpoints.text_tokenizer import TextTokenizer
 from arimage.training.config import TrainConfig
 from arimage.training.examples import Example
 from arimage.training.objective import Losses, Objective
 from backends.private import codebook_of
 from tokenizer.pixels import picture
-from tokenizer.semantic_tokenizer import half_size_pixels
+from tokenizer.semantic_tokenizer import SemanticTokenizer, half_size_pixels
+from tokenizer.vision_encoder import Block
 
 MAX_CAPTION = 96
 TEMPERATURE = 0.07
@@ -31,12 +33,18 @@ TEMPERATURE = 0.07
 class TokenizerObjective(Objective):
     """Caption contrast, pixel (or feature) reconstruction, commitment."""
 
-    def __init__(self, checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -> None:
-        super().__init__(checkpoint, config, device)
+    def __init__(
+        self,
+        dimensions: ModelConfig,
+        config: TrainConfig,
+        device: torch.device,
+        tokenizer: SemanticTokenizer,
+        text_tokenizer: TextTokenizer,
+    ) -> None:
+        super().__init__(dimensions, config, device)
         from vector_quantize_pytorch import VectorQuantize
 
         self.settings = settings = config.tokenizer
-        tokenizer = checkpoint.semantic_tokenizer(device=torch.device("cpu"), dtype=torch.float32)
         self.visual, quantizer = tokenizer.model.visual, tokenizer.model.vqmodel
         self.quant_conv, self.post_quant_conv = quantizer.quant_conv, quantizer.post_quant_conv
         sizes = quantizer.config
@@ -51,17 +59,23 @@ class TokenizerObjective(Objective):
             rotation_trick=settings.rotation_trick,
             commitment_weight=1.0,
         )
-        self.patch = checkpoint.config.vision_encoder.patch_size
-        hidden = checkpoint.config.vision_encoder.hidden_size
-        self.text = checkpoint.text_tokenizer()
+        self.patch = dimensions.vision_encoder.patch_size
+        hidden = dimensions.vision_encoder.hidden_size
+        self.text = text_tokenizer
         if settings.frozen_encoder:
             self.fixed = ("visual.*",)
             self.visual.requires_grad_(False)
         else:
-            self.painter = Painter(hidden, settings.decoder_size, settings.decoder_layers, self.patch)
-            self.text_tower = TextTower(checkpoint.config.text_model.vocab_size, hidden, settings.text_layers)
+            self.pixel_decoder = PixelDecoder(hidden, settings.decoder_size, settings.decoder_layers, self.patch)
+            self.text_tower = TextTower(dimensions.text_model.vocab_size, hidden, settings.text_layers)
             self.image_head = nn.Linear(hidden, hidden, bias=False)
             self.temperature = nn.Parameter(torch.tensor(math.log(1 / TEMPERATURE)))
+
+    def sharded_modules(self) -> list[nn.Module]:
+        return [module for module in self.visual.modules() if isinstance(module, Block)]
+
+    def compiled_modules(self) -> list[nn.Module]:
+        return self.sharded_modules()
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         views = torch.stack([half_size_pixels(example.pictured.image) for example in examples])
@@ -110,7 +124,7 @@ class TokenizerObjective(Objective):
             parts["features"] = F.mse_loss(decoded.float(), features.float())
             loss = loss + self.settings.features * parts["features"]
         else:
-            painted = self.painter(decoded).float()
+            painted = self.pixel_decoder(decoded).float()
             parts["pixels"] = F.l1_loss(painted, views) + 0.5 * _edges(painted, views)
             loss = loss + self.settings.pixels * parts["pixels"]
             if self.settings.contrast:
@@ -183,7 +197,7 @@ class TokenizerObjective(Objective):
             view = half_size_pixels(example.pictured.image)[None].to(self.device)
             features = self.features(view)
             quantized, _, _ = self.quantizer(self.vectors(features), freeze_codebook=True)
-            painted = self.painter(self.decoded(quantized, features))
+            painted = self.pixel_decoder(self.decoded(quantized, features))
             shown.append((f"painted from codes {number}", picture(torch.cat([view[0], painted[0]], dim=-1))))
         return shown
 
@@ -192,7 +206,7 @@ def _edges(made: Tensor, true: Tensor) -> Tensor:
     return sum((made.diff(dim=axis) - true.diff(dim=axis)).abs().mean() for axis in (-1, -2))  # type: ignore[return-value]
 
 
-class Painter(nn.Module):
+class PixelDecoder(nn.Module):
     """A throw-away decoder: features to the encoder's view, one patch a feature; convolutions join neighbours."""
 
     def __init__(self, hidden: int, size: int, layers: int, patch: int) -> None:

@@ -42,8 +42,8 @@ train autoregressive-256 pixels steps=3 batch_size=2
 train autoregressive-512 autoregressive-256/checkpoint steps=1 batch_size=1
 train autoregressive-quality autoregressive-512/checkpoint steps=1 batch_size=1
 train decoder-256 pixels steps=3 batch_size=2
-train decoder-512 decoder-256/checkpoint steps=1 batch_size=1 decoder.draws=1
-train decoder-quality decoder-512/checkpoint steps=1 batch_size=1 decoder.draws=1
+train decoder-512 decoder-256/checkpoint steps=1 batch_size=1 decoder.noise_levels_per_image=1
+train decoder-quality decoder-512/checkpoint steps=1 batch_size=1 decoder.noise_levels_per_image=1
 
 rm -rf "$WORK/nano"
 $ARIMAGE assemble "$WORK/decoder-quality/checkpoint" autoregressive="$WORK/autoregressive-quality/checkpoint" \

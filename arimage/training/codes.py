@@ -1,4 +1,4 @@
-"""Pictures to visual tokens in training: the target's grid, the preview's, and those of references."""
+"""Pictures to codes (visual tokens) in training: the target's, the preview's, and those of references."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ def reference_view(image: Image.Image, limits: SizeLimits) -> Image.Image:
 
 @torch.no_grad()
 def encode_views(tokenizer: SemanticTokenizer, views: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Code grids of views, in one call and in the tokenizer's own precision.
+    """Codes (h, w) of views, in one call and in the tokenizer's own precision.
 
     Under autocast the nearest code is looked for among rounded distances, and a third of the codes are others than
     generation finds for the same picture.
