@@ -26,7 +26,7 @@ train() {
   local stage=$1 from=$2; shift 2
   local settings=()
   [ "$BUDGET" = toy ] && settings=("$@" precision=\"no\" warmup=1 evaluation_batches=1 samples.steps=2 scenes.groups=[] scenes.fonts=null scenes.minimum_rating=1)
-  [ "$stage" = tokenizer-512 ] && settings+=("tokenizer.classes=$WORK/tokenizer/classes.safetensors")
+  case $stage in tokenizer-512 | tokenizer-letters) settings+=("tokenizer.classes=$WORK/tokenizer/classes.safetensors") ;; esac
   [ -e "$WORK/$stage/checkpoint/model_index.json" ] && return
   $ARIMAGE train "configs/nano/$stage.yaml" start="$WORK/$from" output="$WORK/$stage" assets="$ASSETS" \
     ${settings[@]+"${settings[@]}"}
@@ -36,7 +36,8 @@ train autoencoder start steps=4 batch_size=4 autoencoder.crop=64 autoencoder.sta
 train autoencoder-whole autoencoder/checkpoint steps=1 batch_size=2 autoencoder.statistics_samples=8
 train tokenizer start steps=3 batch_size=4 tokenizer.class_samples=60
 train tokenizer-512 tokenizer/checkpoint steps=1 batch_size=2
-[ -e "$WORK/pixels/model_index.json" ] || $ARIMAGE assemble "$WORK/tokenizer-512/checkpoint" \
+train tokenizer-letters tokenizer-512/checkpoint steps=1 batch_size=2
+[ -e "$WORK/pixels/model_index.json" ] || $ARIMAGE assemble "$WORK/tokenizer-letters/checkpoint" \
   autoencoder="$WORK/autoencoder-whole/checkpoint" --dtype float32 -o "$WORK/pixels"
 train autoregressive-256 pixels steps=3 batch_size=2
 train autoregressive-512 autoregressive-256/checkpoint steps=1 batch_size=1
