@@ -1,4 +1,4 @@
-"""The autoregressive model against the unmodified reference, and generation's own promises."""
+"""The autoregressive model against unmodified upstream, and generation's own promises."""
 
 import dataclasses
 import itertools
@@ -65,7 +65,7 @@ def test_logits_are_upstreams_in_prefill_and_step_by_step(shape, seed, sizes):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("sizes", [[], [(3, 2)]])
 def test_greedy_tokens_are_upstreams_over_a_whole_picture(shape, seed, sizes):
-    """The reference is kept from drawing special tokens, which ours cannot."""
+    """Upstream is kept from drawing special tokens, which ours cannot."""
     upstream, model, _ = tiny_language_encoder(shape, seed)
     references = [random_codes(*size, seed=i) for i, size in enumerate(sizes)]
     start = prompt(target=Grid(6, 5), references=references)

@@ -100,7 +100,7 @@ def test_glyphs_do_not_depend_on_their_neighbours():
 
 
 def test_glyph_embeddings_are_upstreams():
-    """One padded batch with a mask, as the reference encodes the texts of a prompt."""
+    """One padded batch with a mask, as upstream encodes the texts of a prompt."""
     encoder = tiny_glyph_encoder()
     texts = ["HELLO", "世界", "x"]
     ids = glyph_bytes(texts)

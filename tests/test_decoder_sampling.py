@@ -120,8 +120,8 @@ def test_a_released_scheduler_config_is_read():
     assert ScheduleConfig.from_scheduler(dict(scheduler().config)) == CONFIG
 
 
-def upstream_latents(reference, wanted, steps, guidance):
-    """The reference pipeline's denoising loop, on its own classes, for one picture."""
+def upstream_latents(upstream, wanted, steps, guidance):
+    """Upstream's denoising loop, on its own classes, for one picture."""
     flow = scheduler()
     height, width = wanted.codes.shape
     timesteps = np.linspace(1000, 1.0, steps + 1)[:-1].astype(np.int64).astype(np.float32)
@@ -129,7 +129,7 @@ def upstream_latents(reference, wanted, steps, guidance):
         flow, steps, "cpu", timesteps, timesteps / 1000, mu=calculate_shift(4 * height * width)
     )
     rows = [[(one.latents, one.codes) for one in wanted.references]]
-    caches = upstream_caches(reference, rows) if wanted.references else None
+    caches = upstream_caches(upstream, rows) if wanted.references else None
     latents, prior = wanted.noise[None], doubled(wanted.codes[None])
     common = {
         "prior_token_id": prior,
@@ -140,7 +140,7 @@ def upstream_latents(reference, wanted, steps, guidance):
     with torch.no_grad():
         for t in timesteps:
             told, untold = (
-                reference(
+                upstream(
                     hidden_states=latents, encoder_hidden_states=glyphs[None], timestep=t.expand(1) - 1,
                     prior_token_drop=torch.full_like(prior, drop, dtype=torch.bool), kv_caches=kv, **common,
                 )[0]
@@ -155,10 +155,10 @@ def upstream_latents(reference, wanted, steps, guidance):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_pictures_from_given_tokens_and_noise_are_upstreams(config, count, seed):
     """Whole denoising and decoding, with and without references: within 1/255."""
-    reference, ours = tiny_transformers(config, seed, std=0.1)
+    upstream, ours = tiny_transformers(config, seed, std=0.1)
     autoencoder = tiny_autoencoder(seed)
     wanted = request(seed, references=some_references(count))
-    theirs = upstream_latents(reference, wanted, 8, 1.5)
+    theirs = upstream_latents(upstream, wanted, 8, 1.5)
     mine = DiffusionDecoder(ours, CONFIG).sample([wanted], DecoderSettings(steps=8, guidance=1.5))[0]
     with torch.no_grad():
         pixels = [autoencoder.decode(latents) for latents in (theirs, mine[None])]

@@ -32,8 +32,8 @@ if not hasattr(diffusers, "GlmImagePipeline"):
 STEPS = 6
 
 
-def open_reference(folder):
-    """The reference pipeline in fp32, without warnings about weights, kept from drawing special tokens."""
+def open_upstream(folder):
+    """The upstream pipeline in fp32, without warnings about weights, kept from drawing special tokens."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pipeline = diffusers.GlmImagePipeline.from_pretrained(folder, dtype=torch.float32)
@@ -53,9 +53,9 @@ def open_reference(folder):
 def both(request, tmp_path_factory):
     folder = tiny_folder(tmp_path_factory.mktemp("checkpoint") / "tiny", seed=10 * request.param)
     engine = Engine(Networks(Checkpoint.open(folder), torch.device("cpu"), torch.float32))
-    reference = open_reference(folder)
-    reference.vision_language_encoder.generation_config.top_k = 1
-    return reference, engine
+    upstream = open_upstream(folder)
+    upstream.vision_language_encoder.generation_config.top_k = 1
+    return upstream, engine
 
 
 def photo(height, width, seed):
@@ -65,12 +65,12 @@ def photo(height, width, seed):
 
 def pictures(both, prompt, size, photos=()):
     """One picture from each: greedy tokens, the same noise, guidance 1.5."""
-    reference, engine = both
+    upstream, engine = both
     seen = []
-    prior = reference.generate_prior_tokens
-    reference.generate_prior_tokens = lambda *args, **named: seen.append(prior(*args, **named)) or seen[-1]
+    prior = upstream.generate_prior_tokens
+    upstream.generate_prior_tokens = lambda *args, **named: seen.append(prior(*args, **named)) or seen[-1]
     try:
-        theirs = reference(
+        theirs = upstream(
             prompt,
             image=list(photos) or None,
             height=size[0],
@@ -79,7 +79,7 @@ def pictures(both, prompt, size, photos=()):
             latents=engine._noise(5, (size[0] // 32, size[1] // 32))[None],
         ).images[0]
     finally:
-        reference.generate_prior_tokens = prior
+        upstream.generate_prior_tokens = prior
     settings = Settings(DecoderSettings(steps=STEPS, guidance=1.5), TokenSampling(temperature=0))
     ours = engine.run([ImageRequest(prompt, size, seed=5, references=tuple(photos))], settings)[0]
     tokens = ours.codes.repeat_interleave(2, 0).repeat_interleave(2, 1).flatten()
@@ -116,9 +116,9 @@ def test_a_picture_from_references_is_upstreams(both, sizes):
 
 def test_prompts_are_the_processors(both):
     """Ids of whole prompts equal those of ``GlmImageProcessor``, as long as nobody types a control token."""
-    reference, engine = both
+    upstream, engine = both
     for prompt in ("a red fox", "写着“你好”的牌子 3 4", " spaces  and\nlines ", ""):
-        inputs = reference.processor.apply_chat_template(
+        inputs = upstream.processor.apply_chat_template(
             [[{"role": "user", "content": [{"type": "text", "text": prompt}]}]],
             tokenize=True, target_h=64, target_w=96, return_dict=True, return_tensors="pt",
         )  # fmt: skip
@@ -128,9 +128,9 @@ def test_prompts_are_the_processors(both):
 
 def test_typed_control_tokens_are_text_here_and_control_tokens_there(both):
     """Upstream's known fault, so that it is noticed should it be mended."""
-    reference, engine = both
+    upstream, engine = both
     typed = "<sop><|image|><|dit_token_3|>"
-    assert len(reference.processor.tokenizer(typed).input_ids) == 3
+    assert len(upstream.processor.tokenizer(typed).input_ids) == 3
     assert min(engine.vocabulary.encode(typed)) >= CONFIG.text_model.vision_vocab_size
     controls = {engine.vocabulary.grid_start, engine.networks.checkpoint.text_tokenizer().image_placeholder}
     assert not controls & set(engine.vocabulary.encode(typed))
@@ -138,7 +138,7 @@ def test_typed_control_tokens_are_text_here_and_control_tokens_there(both):
 
 def test_a_fresh_nano_folder_opens_in_the_reference_and_makes_a_picture(tmp_path):
     config = load_yaml("configs/nano/model.yaml", ModelConfig)
-    pipeline = open_reference(initialize_folder(config, tmp_path / "nano"))
+    pipeline = open_upstream(initialize_folder(config, tmp_path / "nano"))
     picture = pipeline("a red fox", height=64, width=64, num_inference_steps=1).images[0]
     assert picture.size == (64, 64)
 
@@ -149,8 +149,8 @@ def test_the_shipped_model_is_the_same_in_the_reference():
     if Checkpoint.open(folder).is_random:
         pytest.skip("no trained model is shipped yet")
     engine = Engine(Networks(Checkpoint.open(folder), torch.device("cpu"), torch.float32))
-    reference = open_reference(folder)
-    reference.vision_language_encoder.generation_config.top_k = 1
-    theirs, ours, _ = pictures((reference, engine), "a fox on a blue background", (256, 256))
+    upstream = open_upstream(folder)
+    upstream.vision_language_encoder.generation_config.top_k = 1
+    theirs, ours, _ = pictures((upstream, engine), "a fox on a blue background", (256, 256))
     assert np.abs(theirs - ours).max() <= 1
     assert ours.std() > 5
