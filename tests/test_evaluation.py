@@ -278,7 +278,7 @@ def test_a_part_alone_starts_from_the_true_scene(
     (there_and_back,) = pictures([case], pipeline, wanted.model_copy(update={"part": "autoencoder"}))
     assert there_and_back.size == (width, height)
     assert not np.array_equal(np.asarray(there_and_back), np.asarray(rendered))
-    with pytest.raises(ValueError, match="tokens"):
+    with pytest.raises(ValueError, match="codes"):
         ImageRequest("x", (height, 2 * width), 1, codes=tokens[0])
 
 
