@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import ImageFont
 
 from arimage.data.artwork import Package
+from arimage.data.packs import reading_pack
 from arimage.errors import DataError
 from arimage.files import write_whole
 
@@ -71,14 +72,8 @@ class FontPack:
         Raises:
             DataError: it is missing or damaged.
         """
-        try:
-            data = zipfile.ZipFile(io.BytesIO(Path(path).read_bytes()))
-            index = json.loads(data.read("index.json"))
+        with reading_pack(path, "font pack") as (data, index):
             return cls([Font(**entry) for entry in index["fonts"]], index["chinese"], data)
-        except FileNotFoundError:
-            raise DataError(f"{path} does not exist; build it with: arimage data sprites") from None
-        except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-            raise DataError(f"{path} is no font pack: {error}") from None
 
     @classmethod
     def built_in(cls) -> "FontPack":

@@ -10,6 +10,7 @@ from arimage.data.records import Record
 
 GAP = 6
 LINE = 15
+BLACK = (0, 0, 0)
 
 
 def contact_sheet(
@@ -18,6 +19,7 @@ def contact_sheet(
     side: int = 160,
     fonts: FontPack | None = None,
     captions: Sequence[str] | None = None,
+    inks: Sequence[tuple[int, int, int]] | None = None,
 ) -> Image.Image:
     """Records in rows: sources, then the target, then the caption below.
 
@@ -26,6 +28,7 @@ def contact_sheet(
         side: of each picture, in pixels.
         fonts: to write Chinese captions with.
         captions: what to write below each record; by default the first caption of each language.
+        inks: a colour for each caption, RGB in 0 to 255; by default all are black.
     """
     most = max((len(record.sources) for record in records), default=0)
     width = (most + 1) * side + GAP
@@ -41,18 +44,18 @@ def contact_sheet(
                 pen = ImageDraw.Draw(block)
                 pen.line((place * side, 4, place * side, side - 4), fill="gray")
         text = captions[i] if captions is not None else " / ".join(_shown(record))
-        blocks.append((block, _wrapped(text, font, width - GAP)))
+        blocks.append((block, _wrapped(text, font, width - GAP), inks[i] if inks is not None else BLACK))
     rows = [blocks[start : start + columns] for start in range(0, len(blocks), columns)]
-    heights = [side + LINE * max(len(lines) for _, lines in row) + GAP for row in rows]
+    heights = [side + LINE * max(len(lines) for _, lines, _ in row) + GAP for row in rows]
     sheet = Image.new("RGB", (columns * (width + GAP), max(1, sum(heights))), "white")
     pen = ImageDraw.Draw(sheet)
     top = 0
     for row, height in zip(rows, heights):
-        for place, (block, lines) in enumerate(row):
+        for place, (block, lines, ink) in enumerate(row):
             left = place * (width + GAP)
             sheet.paste(block, (left, top))
             for number, line in enumerate(lines):
-                pen.text((left + 2, top + side + number * LINE), line, fill="black", font=font)
+                pen.text((left + 2, top + side + number * LINE), line, fill=ink, font=font)
         top += height
     return sheet
 

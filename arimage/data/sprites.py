@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from arimage.data.artwork import Package, read_member
+from arimage.data.packs import reading_pack
 from arimage.errors import DataError
 from arimage.files import write_whole
 
@@ -90,19 +91,12 @@ class SpritePack:
         Raises:
             DataError: it is missing or damaged.
         """
-        try:
-            data = zipfile.ZipFile(io.BytesIO(Path(path).read_bytes()))
-            index = json.loads(data.read("index.json"))
+        with reading_pack(path, "sprite pack") as (data, index):
             concepts = {
                 code: Concept(code, entry["names"], {k: tuple(v) for k, v in entry["keywords"].items()}, entry["group"])
                 for code, entry in index["concepts"].items()
             }
-            sprites = [Sprite(**entry) for entry in index["sprites"]]
-        except FileNotFoundError:
-            raise DataError(f"{path} does not exist; build it with: arimage data sprites -o {path}") from None
-        except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-            raise DataError(f"{path} is no sprite pack: {error}") from None
-        return cls(concepts, sprites, index["size"], data)
+            return cls(concepts, [Sprite(**entry) for entry in index["sprites"]], index["size"], data)
 
     @cached_property
     def styles(self) -> tuple[str, ...]:

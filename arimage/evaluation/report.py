@@ -1,22 +1,21 @@
 """An evaluation's report: JSON, a Markdown table, and contact sheets of pictures chosen by index."""
 
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from arimage.data.fonts import FontPack
+from arimage.data.sheet import contact_sheet
 from arimage.evaluation.run import Outcome, Row
 from arimage.files import write_whole
 
 REPORT = (RESULTS, TABLE, SHEET) = ("results.json", "results.md", "sheet.png")
 SIDE = 144
 COLUMNS = 6
-CAPTION = 54
-GAP = 6
+RIGHT, WRONG = (20, 110, 40), (170, 30, 30)
 
 
 def write_report(
@@ -63,23 +62,11 @@ def markdown(table: Sequence[Row], figures: Mapping[str, float]) -> str:
 
 def sheet(outcomes: Sequence[Outcome], fonts: FontPack) -> Image.Image:
     """Pictures with their prompts, sources and judgements: green where all was right, red where not."""
-    most = max(len(outcome.case.record.sources) for outcome in outcomes)
-    width = (most + 1) * SIDE + GAP
-    rows = -(-len(outcomes) // COLUMNS)
-    image = Image.new("RGB", (COLUMNS * (width + GAP), rows * (SIDE + CAPTION + GAP)), "white")
-    pen = ImageDraw.Draw(image)
-    chinese = [font.name for font in fonts.fonts if font.script == "chinese"]
-    font = fonts.load(chinese[0], 12) if chinese else fonts.load(fonts.fonts[0].name, 12)
-    for number, outcome in enumerate(outcomes):
-        left, top = number % COLUMNS * (width + GAP), number // COLUMNS * (SIDE + CAPTION + GAP)
-        for place, picture in enumerate((*outcome.case.record.sources, outcome.picture)):
-            small = picture.convert("RGB").resize((SIDE - 4, SIDE - 4), Image.Resampling.LANCZOS)
-            image.paste(small, (left + place * SIDE, top))
+    records, captions, inks = [], [], []
+    for outcome in outcomes:
         judged = {name: share for name, share in outcome.shares.items() if name != "false text"}
-        right = all(points == of for points, of in judged.values())
         wrong = ", ".join(name for name, (points, of) in judged.items() if points < of)
-        text = outcome.case.prompts if right else f"{outcome.case.prompts} [{wrong}]"
-        wide = sum(ord(c) > 0x2E80 for c in text) > len(text) / 3
-        lines = textwrap.wrap(text, width // (12 if wide else 7), max_lines=3)
-        pen.text((left, top + SIDE), "\n".join(lines), font=font, fill=(20, 110, 40) if right else (170, 30, 30))
-    return image
+        records.append(replace(outcome.case.record, image=outcome.picture.convert("RGB")))
+        captions.append(f"{outcome.case.prompts} [{wrong}]" if wrong else outcome.case.prompts)
+        inks.append(WRONG if wrong else RIGHT)
+    return contact_sheet(records, COLUMNS, SIDE, fonts, captions, inks)

@@ -30,6 +30,7 @@ from arimage.training.cells import Classes, different_cells, neutral_view
 from arimage.training.config import TrainConfig
 from arimage.training.examples import Example
 from arimage.training.objective import Losses, Objective, generator
+from arimage.training.tokenizer import tokenizer_state
 from tokenizer.pixels import picture
 from tokenizer.semantic_tokenizer import SemanticTokenizer, half_size_pixels
 from tokenizer.vision_encoder import Block
@@ -122,13 +123,7 @@ class CellTokenizerObjective(Objective):
         return parts
 
     def states(self, weights: Mapping[str, Tensor]) -> dict[Component, dict[str, Tensor]]:
-        renamed = {"model.vqmodel.quantize.embedding.weight": weights["codebook"]}
-        for name, value in weights.items():
-            if name.startswith("visual."):
-                renamed[f"model.{name}"] = value
-            elif name.startswith(("quant_conv.", "post_quant_conv.")):
-                renamed[f"model.vqmodel.{name}"] = value
-        return {"vision_language_encoder": renamed}
+        return tokenizer_state(weights, weights["codebook"])
 
     @torch.no_grad()
     def pictures(self, examples: Sequence[Example]) -> list[tuple[str, Image.Image]]:

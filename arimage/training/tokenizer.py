@@ -180,13 +180,7 @@ class TokenizerObjective(Objective):
         return found
 
     def states(self, weights: Mapping[str, Tensor]) -> dict[Component, dict[str, Tensor]]:
-        renamed = {"model.vqmodel.quantize.embedding.weight": codebook_of(weights, "quantizer")}
-        for name, value in weights.items():
-            if name.startswith("visual."):
-                renamed[f"model.{name}"] = value
-            elif name.startswith(("quant_conv.", "post_quant_conv.")):
-                renamed[f"model.vqmodel.{name}"] = value
-        return {"vision_language_encoder": renamed}
+        return tokenizer_state(weights, codebook_of(weights, "quantizer"))
 
     @torch.no_grad()
     def pictures(self, examples: Sequence[Example]) -> list[tuple[str, Image.Image]]:
@@ -257,3 +251,14 @@ class TextTower(nn.Module):
         hidden = self.layers(self.words(ids) + self.places(columns), src_key_padding_mask=padding)
         hidden = hidden.masked_fill(padding[..., None], 0).sum(dim=1) / lengths[:, None]
         return self.head(hidden)
+
+
+def tokenizer_state(weights: Mapping[str, Tensor], codebook: Tensor) -> dict[Component, dict[str, Tensor]]:
+    """A trained encoder, its two convolutions and a (K, embed_dim) codebook under the checkpoint's names."""
+    renamed = {"model.vqmodel.quantize.embedding.weight": codebook}
+    for name, value in weights.items():
+        if name.startswith("visual."):
+            renamed[f"model.{name}"] = value
+        elif name.startswith(("quant_conv.", "post_quant_conv.")):
+            renamed[f"model.vqmodel.{name}"] = value
+    return {"vision_language_encoder": renamed}
