@@ -19,10 +19,14 @@ from PIL import Image
 
 from arimage.images.provenance import read_recipe
 from arimage.inference.pipeline import ImagePipeline
+from arimage.inference.rewriting import Rewriter
 from arimage.inference.settings import TIERS
+from tests.chat import Chat
 from tests.conftest import photo
 
 pytest.importorskip("fastapi")
+pytest.importorskip("prometheus_client")
+pytest.importorskip("uvicorn")
 openai = pytest.importorskip("openai")
 
 from arimage.server.config import ServerConfig  # noqa: E402
@@ -113,7 +117,7 @@ class Blocked:
         assert began.wait(60)
 
 
-@pytest.fixture()
+@pytest.fixture
 def blocked(running: Running, pipeline: ImagePipeline) -> Iterator[Blocked]:
     until(lambda: not running.worker.busy)
     block = Blocked(running.worker, pipeline)
@@ -492,9 +496,8 @@ def test_a_request_that_does_not_end_is_ended_after_the_grace(pipeline: ImagePip
 
 
 def test_a_taken_port_and_a_wrong_host_are_said_in_a_line() -> None:
-    with listen("127.0.0.1", 0) as taken:
-        with pytest.raises(Exception, match="choose another port"):
-            listen("127.0.0.1", taken.getsockname()[1])
+    with listen("127.0.0.1", 0) as taken, pytest.raises(Exception, match="choose another port"):
+        listen("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(Exception, match="--host"):
         listen("no such host", 8000)
     assert is_loopback("::1")
@@ -511,3 +514,26 @@ def test_a_mask_of_numbers_is_as_good_as_a_picture(running: Running) -> None:
     )
     made = decoded(answer.data[0].b64_json)
     assert same(made.crop((32, 0, 64, 64)), picture.crop((32, 0, 64, 64)))
+
+
+def test_pages_of_other_origins_are_kept_out(running: Running) -> None:
+    """Browsers send a form without asking first."""
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    status, _, answer = running.post("/v1/images/edits", b"--x--", Origin="http://elsewhere", **form)
+    assert (status, json.loads(answer)["error"]["code"]) == (403, "origin_not_allowed")
+    own = f"http://127.0.0.1:{running.port}"
+    assert running.post("/v1/images/edits", b"--x--", Origin=own, **form)[0] == 400
+
+
+def test_rewritten_prompts_are_used_and_told(pipeline: ImagePipeline, chat: Chat) -> None:
+    server = Running(pipeline, rewriter=Rewriter(chat.url))
+    try:
+        chat.answer = 'a large sign that says "GO", at dawn'
+        made = server.client.images.generate(prompt='a sign "GO"', size="64x64", extra_body=QUICK)
+        assert made.data[0].revised_prompt == made.data[0].recipe["prompt"] == chat.answer
+        chat.answer = 'a sign "STOP"'
+        kept = server.client.images.generate(prompt='a sign "GO"', size="64x64", extra_body=QUICK)
+        assert kept.data[0].revised_prompt == kept.data[0].recipe["prompt"] == 'a sign "GO"'
+        assert "quoted texts" in kept.data[0].notices[0]
+    finally:
+        server.close()

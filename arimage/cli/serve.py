@@ -37,6 +37,15 @@ def serve(
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Log what is asked for.", rich_help_panel=SERVER)
     ] = False,
+    rewrite: Annotated[
+        str | None,
+        typer.Option(
+            help="Chat endpoint that rewrites prompts, such as http://127.0.0.1:8080/v1.", rich_help_panel=SERVER
+        ),
+    ] = None,
+    rewrite_model: Annotated[
+        str, typer.Option(help="Model that the endpoint is asked for.", rich_help_panel=SERVER)
+    ] = "default",
     queue: Annotated[
         int, typer.Option(help="Requests that may wait beside the one that runs.", min=0, rich_help_panel=LIMITS)
     ] = 16,
@@ -54,7 +63,7 @@ def serve(
     dtype: options.DataType = None,
     placement: options.Placement = "resident",
     lora: options.Lora = None,
-    weights: options.Weights = None,
+    quantization: options.Quantization = None,
     compile: options.Compile = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -67,6 +76,7 @@ def serve(
     from arimage.cli.console import Console
     from arimage.errors import ArimageError, UsageError
     from arimage.files import check_writable
+    from arimage.inference.rewriting import Rewriter
 
     try:
         from arimage.server.config import MEBIBYTE, ServerConfig
@@ -81,7 +91,7 @@ def serve(
         check_writable([save / "picture.png"])
     console = Console(quiet)
     pipeline = console.load(
-        model, device=device, dtype=dtype, placement=placement, lora=lora or (), weights=weights, compile=compile
+        model, device=device, dtype=dtype, placement=placement, lora=lora or (), quantization=quantization, compile=compile
     )
     config = ServerConfig(
         api_key=api_key,
@@ -93,6 +103,7 @@ def serve(
         save=save,
         log_prompts=log_prompts,
         cors=tuple(cors or ()),
+        rewriter=None if rewrite is None else Rewriter(rewrite, rewrite_model),
     )
     listening = listen(host, port)
     if api_key is None and not is_loopback(host):

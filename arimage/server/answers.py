@@ -1,7 +1,6 @@
 """Events of the worker as OpenAI's responses: a JSON object, or parts of a stream."""
 
 import base64
-import io
 import json
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from PIL import Image
 
 from arimage.images.writing import QUALITY, encode_picture, format_named, lossy_notice
 from arimage.inference.results import GeneratedImage
+from arimage.inference.rewriting import Rewritten
 from arimage.server.schemas import QUALITIES, REFERENCE_TIER, ImageBody
 from arimage.server.worker import made_tokens
 
@@ -28,9 +28,9 @@ class Answer:
         kind: of event: ``image_generation`` or ``image_edit``.
         size: (width, height) of the pictures.
         input_tokens: of the text, and of the pictures that were given.
-        revised_prompt: what the prompt was rewritten to.
+        name: of files in ``save``.
+        rewritten: the prompt that was used where prompts are rewritten.
         save: a folder for pictures.
-        name: of files in it.
     """
 
     body: ImageBody
@@ -38,7 +38,7 @@ class Answer:
     size: tuple[int, int]
     input_tokens: tuple[int, int]
     name: str
-    revised_prompt: str | None = None
+    rewritten: Rewritten | None = None
     save: Path | None = None
 
     def datum(self, image: GeneratedImage, number: int) -> dict[str, Any]:
@@ -55,10 +55,13 @@ class Answer:
             "b64_json": base64.b64encode(image.to_bytes(self.body.format, quality=quality)).decode(),
             "recipe": json.loads(image.recipe.to_json()),
         }
-        if self.revised_prompt is not None:
-            datum["revised_prompt"] = self.revised_prompt
+        notices = [*image.notices]
+        if self.rewritten is not None:
+            datum["revised_prompt"] = self.rewritten.prompt
+            notices += [self.rewritten.notice] if self.rewritten.notice else []
         lost = lossy_notice(Path(f"output_format=.{self.body.format}"), image.recipe.protects, image.deep is not None)
-        if notices := [*image.notices, *([lost] if lost else [])]:
+        notices += [lost] if lost else []
+        if notices:
             datum["notices"] = notices
         return datum
 

@@ -14,6 +14,7 @@ from starlette.types import Scope
 
 from arimage.errors import ArimageError
 from arimage.inference.calls import Call
+from arimage.inference.rewriting import Rewritten
 from arimage.server.answers import Answer
 from arimage.server.config import ServerConfig
 from arimage.server.errors import ApiError, from_library, invalid
@@ -96,13 +97,17 @@ class Endpoints:
         log = request.state.log
         if self.config.log_prompts:
             log["prompt"] = getattr(body, "prompt", "")
+        rewritten = None
+        if self.config.rewriter is not None and isinstance(body, GenerationBody):
+            rewritten = await run_in_threadpool(self.config.rewriter, body.prompt)
+            body = body.model_copy(update={"prompt": rewritten.prompt})
         async with self._opening:
             call = await run_in_threadpool(self._prepare, body, upload)
         upload.images.clear()
         log["pictures"] = len(call.requests)
         events = Events()
         job = Job(request.state.request_id, call, events.emit, body.partials)
-        answer = self._answer(job, body)
+        answer = self._answer(job, body, rewritten)
         self.worker.submit(job)
         if body.stream:
             return EventStream(self.worker, job, events, answer, self.config.heartbeat)
@@ -149,7 +154,7 @@ class Endpoints:
             **body.options,
         )
 
-    def _answer(self, job: Job, body: ImageBody) -> Answer:
+    def _answer(self, job: Job, body: ImageBody, rewritten: Rewritten | None) -> Answer:
         first = job.call.requests[0]
         height, width = first.output_size or first.size
         limits = self.pipeline.engine.limits
@@ -163,6 +168,7 @@ class Endpoints:
                 sum(high * wide for high, wide in sizes) // PIXELS_PER_TOKEN**2,
             ),
             name=f"{int(time.time())}-{job.id}",
+            rewritten=rewritten,
             save=self.config.save,
         )
 

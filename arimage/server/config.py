@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from arimage.inference.rewriting import Rewriter
+
 MEBIBYTE = 2**20
 
 
@@ -21,6 +23,7 @@ class ServerConfig:
         save: a folder for finished pictures, or None.
         log_prompts: whether prompts are logged.
         cors: origins whose pages may call the server.
+        rewriter: rewrites the prompts of new pictures, or None.
     """
 
     api_key: str | None = None
@@ -33,3 +36,4 @@ class ServerConfig:
     save: Path | None = None
     log_prompts: bool = False
     cors: tuple[str, ...] = ()
+    rewriter: Rewriter | None = None

@@ -69,6 +69,10 @@ class Gate:
             message = "the API key is missing or wrong: send 'Authorization: Bearer KEY'"
             await self._refuse(ApiError(401, "invalid_api_key", message), scope, receive, send)
             return
+        if not self._has_known_origin(headers):
+            message = "pages of other origins may not call this server: start it with --cors ORIGIN"
+            await self._refuse(ApiError(403, "origin_not_allowed", message), scope, receive, send)
+            return
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > most:
             await _swallow(receive, SWALLOWED * most)
@@ -91,6 +95,13 @@ class Gate:
         key = self.config.api_key
         given = headers.get("authorization", "").removeprefix("Bearer ").strip()
         return key is None or hmac.compare_digest(given.encode(), key.encode())
+
+    def _has_known_origin(self, headers: Headers) -> bool:
+        """Browsers send forms of any page to any server, and only name the page that they come from."""
+        origin = headers.get("origin")
+        if origin is None or origin in self.config.cors or "*" in self.config.cors:
+            return True
+        return origin.partition("://")[2] == headers.get("host", "")
 
     async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
         await error_response(error, self.metrics)(scope, receive, send)
