@@ -20,7 +20,7 @@ from PIL import Image
 from arimage.images.provenance import read_recipe
 from arimage.inference.pipeline import ImagePipeline
 from arimage.inference.rewriting import Rewriter
-from arimage.inference.settings import TIERS
+from arimage.options import TIERS
 from tests.chat import Chat
 from tests.conftest import photo
 
@@ -163,7 +163,7 @@ def test_a_picture_is_the_one_that_the_library_makes(running: Running, pipeline:
     assert [same(decoded(one.b64_json), two.image) for one, two in zip(answer.data, alone)] == [True, True]
     assert (answer.size, answer.output_format, answer.quality) == ("96x64", "png", "high")
     assert answer.usage is not None
-    assert answer.usage.output_tokens == sum(one.tokens.numel() + one.preview_tokens.numel() for one in alone)
+    assert answer.usage.output_tokens == sum(one.codes.numel() + one.preview_codes.numel() for one in alone)
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
     assert answer.data[1].recipe["seed"] == 6
     (tmp_path / "one.png").write_bytes(base64.b64decode(answer.data[0].b64_json))

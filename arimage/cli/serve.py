@@ -91,7 +91,13 @@ def serve(
         check_writable([save / "picture.png"])
     console = Console(quiet)
     pipeline = console.load(
-        model, device=device, dtype=dtype, placement=placement, lora=lora or (), quantization=quantization, compile=compile
+        model,
+        device=device,
+        dtype=dtype,
+        placement=placement,
+        lora=lora or (),
+        quantization=quantization,
+        compile=compile,
     )
     config = ServerConfig(
         api_key=api_key,

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request
@@ -149,7 +150,6 @@ class Endpoints:
             getattr(body, "prompt", ""),
             mask=mask,
             outpaint=None if outpaint is None else tuple(outpaint),
-            strength=getattr(body, "strength", None) or 1.0,
             **body.arguments,
             **body.options,
         )
@@ -177,7 +177,7 @@ def create_app(worker: Worker, config: ServerConfig) -> FastAPI:
     """The application that a worker serves."""
     app = FastAPI(title="arimage", docs_url=None, redoc_url=None)
     endpoints = Endpoints(worker, config)
-    posts = {
+    posts: dict[str, tuple[Callable[[Request], Awaitable[Response]], type[ImageBody]]] = {
         "generations": (endpoints.generations, GenerationBody),
         "edits": (endpoints.edits, EditBody),
         "variations": (endpoints.variations, VariationBody),

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from arimage.inference.arguments import MAX_SEED
-from arimage.inference.settings import TIERS, Options, Tier
+from arimage.inference.settings import Options
+from arimage.options import TIERS, Tier
 from arimage.server.errors import from_validation, invalid
 
 MAX_PROMPT = 32_000
@@ -87,6 +88,7 @@ class ImageBody(BaseModel):
             "steps": self.steps,
             "guidance": self.guidance,
             "negative_text": self.negative_text,
+            "strength": getattr(self, "strength", None),
         }
         return Options(**{name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]
 

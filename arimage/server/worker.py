@@ -289,4 +289,4 @@ class _StageClock:
 
 def made_tokens(image: GeneratedImage) -> int:
     """Visual tokens that were generated for a picture, its preview grid included."""
-    return image.tokens.numel() + (0 if image.preview_tokens is None else image.preview_tokens.numel())
+    return image.codes.numel() + (0 if image.preview_codes is None else image.preview_codes.numel())
