@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from arimage.inference.pipeline import ImagePipeline
     from arimage.inference.requests import Preview, Progress
     from arimage.inference.results import GeneratedImage
+    from arimage.inference.rewriting import Rewriter, Rewritten
 
 _HOMES = {
     "ArimageError": "arimage.errors",
@@ -39,6 +40,8 @@ _HOMES = {
     "Preview": "arimage.inference.requests",
     "Progress": "arimage.inference.requests",
     "Recipe": "arimage.images.recipe",
+    "Rewriter": "arimage.inference.rewriting",
+    "Rewritten": "arimage.inference.rewriting",
     "TokenSampling": "arimage.autoregressive.sampling",
     "UsageError": "arimage.errors",
     "edit": "arimage.inference.api",
@@ -57,6 +60,8 @@ __all__ = [
     "Preview",
     "Progress",
     "Recipe",
+    "Rewriter",
+    "Rewritten",
     "TokenSampling",
     "UsageError",
     "edit",

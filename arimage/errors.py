@@ -28,6 +28,10 @@ class InputImageError(ArimageError):
     """A picture cannot be read: the message names the file and the reason."""
 
 
+class TooManyPixelsError(InputImageError):
+    """A picture has more pixels than may be opened; none of them was decoded."""
+
+
 class DataError(ArimageError):
     """A data set cannot be used: the message names the file or record and the reason."""
 

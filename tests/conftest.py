@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from arimage.inference.api import load
 from arimage.inference.pipeline import ImagePipeline
+from tests.chat import Chat
 from tests.tiny_checkpoint import tiny_folder
 
 # Seconds of the tests that take longest, by the beginnings of their names; those of one module share fixtures.
@@ -56,6 +58,14 @@ def checkpoint_folder(tmp_path_factory):
 def pipeline(checkpoint_folder) -> ImagePipeline:
     """It, loaded."""
     return load(checkpoint_folder, device="cpu")
+
+
+@pytest.fixture
+def chat() -> Iterator[Chat]:
+    """A chat endpoint that says what it is told to."""
+    endpoint = Chat()
+    yield endpoint
+    endpoint.close()
 
 
 def photo(width: int, height: int, seed: int = 0, mode: str = "RGB") -> Image.Image:

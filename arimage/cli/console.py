@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from arimage.inference.pipeline import ImagePipeline
     from arimage.inference.requests import Progress
+    from arimage.inference.rewriting import Rewriter
 
 STAGES = {"tokens": ("visual tokens", "tokens"), "diffusion": ("diffusion", "steps")}
 SECONDS_BETWEEN_LINES = 5.0
@@ -40,6 +41,12 @@ class Console:
                 f"note: {pipeline.checkpoint.name} was never trained: its pictures are noise, and their recipes say so"
             )
         return pipeline
+
+    def rewritten(self, rewriter: "Rewriter", prompt: str) -> str:
+        """A prompt as a language model rewrites it, or as it is; said either way."""
+        result = rewriter(prompt)
+        self.note(f"note: {result.notice}" if result.notice else f"rewritten: {result.prompt}")
+        return result.prompt
 
     def note_domain(self, pipeline: "ImagePipeline", prompts: list[str], *, editing: bool = False) -> None:
         """Say gently when a prompt is about something that a small model was not taught."""

@@ -23,6 +23,8 @@ def generate(
     count: options.Count = 1,
     size: options.Size = None,
     seed: options.Seed = None,
+    rewrite: options.Rewrite = None,
+    rewrite_model: options.RewriteModel = "default",
     model: options.Model = None,
     device: options.Device = None,
     dtype: options.DataType = None,
@@ -48,6 +50,7 @@ def generate(
     from arimage.cli.targets import Written, literal, output_paths, seeds_from, sheet_path, typed
     from arimage.files import check_writable
     from arimage.images.writing import output_format
+    from arimage.inference.rewriting import Rewriter
 
     prompts = _read_prompts(prompt or [], prompts_from)
     target = DEFAULT_OUTPUT if output is None else output
@@ -58,6 +61,7 @@ def generate(
     sheet = sheet_path(pattern, paths[0]) if len(paths) > 1 else None
     check_writable(paths if sheet is None else [*paths, sheet])
     console = Console(quiet)
+    rewriter = None if rewrite is None else Rewriter(rewrite, rewrite_model)
     pipeline = console.load(
         model,
         device=device,
@@ -67,6 +71,8 @@ def generate(
         quantization=quantization,
         compile=compile,
     )
+    if rewriter is not None:
+        prompts = [console.rewritten(rewriter, text) for text in prompts]
     console.note_domain(pipeline, prompts, editing=bool(reference))
     written = Written(len(paths), recipe, ai_mark, console.note)
     remaining = iter(paths)

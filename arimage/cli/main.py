@@ -16,6 +16,7 @@ from arimage.cli import evaluate as evaluate_command
 from arimage.cli import generate as generate_command
 from arimage.cli import model as model_commands
 from arimage.cli import provenance
+from arimage.cli import serve as serve_command
 from arimage.cli import train as train_commands
 from arimage.cli.console import print_what_can_be_shown
 
@@ -42,6 +43,7 @@ app.command("train")(train_commands.train)
 app.command("prepare")(train_commands.prepare)
 app.command("plan")(train_commands.plan)
 app.command("evaluate")(evaluate_command.evaluate)
+app.command("serve")(serve_command.serve)
 
 
 def _version(wanted: bool) -> None:

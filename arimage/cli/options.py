@@ -62,6 +62,11 @@ AiMark = Annotated[
 ]
 Json = Annotated[bool, _option("--json", panel=OUTPUT, help="Print results as JSON.")]
 Quiet = Annotated[bool, _option("--quiet", "-q", panel=OUTPUT, help="No progress and no notes.")]
+Rewrite = Annotated[
+    str | None,
+    _option("--rewrite", panel=PICTURE, help="Chat endpoint that rewrites prompts, such as http://127.0.0.1:8080/v1."),
+]
+RewriteModel = Annotated[str, _option("--rewrite-model", panel=PICTURE, help="Model that the endpoint is asked for.")]
 
 
 def sampling(task: Task) -> Callable[[Callable[..., None]], Callable[..., None]]:

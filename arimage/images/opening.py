@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from arimage.errors import InputImageError
+from arimage.errors import InputImageError, TooManyPixelsError
 from arimage.files import LFS_POINTER
 from arimage.images.inputs import RawPicture, is_address, shown, taken
 from arimage.images.sixteen_bits import FULL, bits_of, read_values
@@ -123,7 +123,7 @@ def _decode(file: BinaryIO, path: str | None, name: str, max_pixels: int, deep: 
             raise InputImageError(f"{name} is a git-lfs pointer, not the picture; run 'git lfs pull'") from None
         raise InputImageError(f"{name} is not a picture in a known format ({', '.join(FORMATS)})") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputImageError(f"{name} has too many pixels to be opened safely: {_reason(error)}") from None
+        raise TooManyPixelsError(f"{name} has too many pixels to be opened safely: {_reason(error)}") from None
     except DECODING_ERRORS as error:
         raise InputImageError(f"{name} is damaged: {_reason(error)}") from None
     return _prepare(image, path, name, max_pixels, deep, file)
@@ -136,7 +136,7 @@ def _prepare(
     if width < 1 or height < 1:
         raise InputImageError(f"{name} has no pixels ({width}x{height})")
     if width * height > max_pixels:
-        raise InputImageError(
+        raise TooManyPixelsError(
             f"{name} has {width}x{height} pixels, the limit is {max_pixels}; make it smaller or raise the limit"
         )
     notices = []

@@ -14,6 +14,7 @@ from arimage.images.recipe import Recipe
 from arimage.images.sixteen_bits import encode_png
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+QUALITY = 95
 LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}  # pixels, of what their libraries write
 
 
@@ -48,7 +49,7 @@ def save_picture(
     *,
     ai_mark: str | None = GENERATED,
     icc_profile: bytes | None = None,
-    quality: int = 95,
+    quality: int = QUALITY,
     lossless: bool = False,
     deep: np.ndarray | None = None,
 ) -> Path:
@@ -87,7 +88,7 @@ def encode_picture(
     *,
     ai_mark: str | None = GENERATED,
     icc_profile: bytes | None = None,
-    quality: int = 95,
+    quality: int = QUALITY,
     lossless: bool = False,
     deep: np.ndarray | None = None,
 ) -> bytes:

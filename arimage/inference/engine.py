@@ -43,16 +43,16 @@ Sources = dict[SourceKey, Reference]
 class _Work:
     """What the stages of one call share.
 
-    ``glyphs`` are those of every prompt and of the negative text; ``token_requests`` are by picture.
+    ``glyphs`` are those of every prompt and of the negative text; ``estimates`` is how many clean estimates are shown.
     """
 
     requests: Sequence[ImageRequest]
     settings: Settings
     sources: Sources
     glyphs: tuple[list[Tensor], Tensor]
-    token_requests: dict[int, TokenRequest]
     on_progress: ProgressCallback | None
     on_preview: PreviewCallback | None
+    estimates: int | None
 
 
 class Engine:
@@ -82,20 +82,18 @@ class Engine:
         on_progress: ProgressCallback | None = None,
         on_preview: PreviewCallback | None = None,
         on_image: ImageCallback | None = None,
+        estimates: int | None = None,
     ) -> list[EngineImage]:
         """Make the requested pictures, in order, and hand each to ``on_image`` as soon as it is finished.
 
-        What a callback raises ends the call; nothing is left half done, and pictures that are through with diffusion
-        are still handed over.
+        ``estimates`` is how many clean estimates ``on_preview`` is given of each picture, evenly spread; None gives one
+        every ``preview_every`` steps. What a callback raises ends the call; nothing is left half done, and pictures
+        that are through with diffusion are still handed over.
         """
         sources = self._encode_sources(requests)
         glyphs = self._encode_glyphs([request.prompt for request in requests], settings.negative_text)
-        token_requests = {
-            i: self._token_request(request, settings, sources)
-            for i, request in enumerate(requests)
-            if request.codes is None
-        }
-        work = _Work(requests, settings, sources, glyphs, token_requests, on_progress, on_preview)
+        token_requests = self._token_requests(requests, settings, sources)
+        work = _Work(requests, settings, sources, glyphs, on_progress, on_preview, estimates)
         finished: list[EngineImage] = []
 
         def finish(image: EngineImage) -> None:
@@ -104,7 +102,7 @@ class Engine:
                 on_image(image)
 
         for group in _batches(range(len(requests)), TOKEN_BATCH):
-            codes = self._generate_tokens(work, group)
+            codes = self._generate_tokens(requests, token_requests, settings, group, on_progress)
             self._show_preview_grids(work, codes)
             # Each picture is rendered as soon as it is decoded, unless that means reading networks anew.
             for turn in _batches(group, len(group) if self.networks.placement == "sequential" else 1):
@@ -117,6 +115,22 @@ class Engine:
                     if complete or on_image is not None:
                         self._render(work, turn[: len(latents)], codes, latents, finish)
         return finished
+
+    def draw_tokens(
+        self, requests: Sequence[ImageRequest], settings: Settings, on_progress: ProgressCallback | None = None
+    ) -> list[ImageRequest]:
+        """The requests with their codes, of which :meth:`run` makes the pictures that it makes without.
+
+        So tokens of pictures that have little to do with each other are generated in one batch.
+        """
+        token_requests = self._token_requests(requests, settings, self._encode_sources(requests))
+        codes: dict[int, list[Tensor]] = {}
+        for group in _batches(range(len(requests)), TOKEN_BATCH):
+            codes |= self._generate_tokens(requests, token_requests, settings, group, on_progress)
+        return [
+            replace(request, codes=codes[i][-1], preview_codes=codes[i][0] if len(codes[i]) > 1 else None)
+            for i, request in enumerate(requests)
+        ]
 
     def _encode_sources(self, requests: Sequence[ImageRequest]) -> Sources:
         """Codes and latents of every reference and canvas, each picture once a size.
@@ -169,22 +183,43 @@ class Engine:
         prompt = self.prompt(request, references, preview_grid=settings.preview_grid)
         return TokenRequest(prompt, stream(request.seed, "tokens"), fixed, unconditional)
 
-    def _generate_tokens(self, work: "_Work", group: Sequence[int]) -> dict[int, list[Tensor]]:
+    def _token_requests(
+        self, requests: Sequence[ImageRequest], settings: Settings, sources: Sources
+    ) -> dict[int, TokenRequest]:
+        """By picture, of those whose codes are not given."""
+        return {
+            i: self._token_request(request, settings, sources)
+            for i, request in enumerate(requests)
+            if request.codes is None
+        }
+
+    def _generate_tokens(
+        self,
+        requests: Sequence[ImageRequest],
+        token_requests: dict[int, TokenRequest],
+        settings: Settings,
+        group: Sequence[int],
+        on_progress: ProgressCallback | None,
+    ) -> dict[int, list[Tensor]]:
         """The codes of each picture of a group, and before them those of its preview where it has one."""
-        given = {i: [codes] for i in group if (codes := work.requests[i].codes) is not None}
-        asked = [i for i in group if i in work.token_requests]
+        given = {
+            i: [codes for codes in (requests[i].preview_codes, requests[i].codes) if codes is not None]
+            for i in group
+            if i not in token_requests
+        }
+        asked = [i for i in group if i in token_requests]
         if not asked:
             return given
-        counts = {i: request.prompt.new_tokens for i, request in work.token_requests.items()}
+        counts = {i: request.prompt.new_tokens for i, request in token_requests.items()}
         before, total = sum(count for i, count in counts.items() if i < asked[0]), sum(counts.values())
 
         def report(progress: TokenProgress) -> None:
-            if work.on_progress is not None:
-                work.on_progress(Progress("tokens", before + progress.done, total))
+            if on_progress is not None:
+                on_progress(Progress("tokens", before + progress.done, total))
 
-        batch = [work.token_requests[i] for i in asked]
+        batch = [token_requests[i] for i in asked]
         with self.networks.use("autoregressive") as model:
-            generated = generate_grids(model, batch, work.settings.tokens, self.vocabulary.codebook_size, report)
+            generated = generate_grids(model, batch, settings.tokens, self.vocabulary.codebook_size, report)
         return given | dict(zip(asked, generated))
 
     def _show_preview_grids(self, work: "_Work", codes: dict[int, list[Tensor]]) -> None:
@@ -226,7 +261,7 @@ class Engine:
                     if work.on_progress is not None:
                         total = state.steps * len(work.requests)
                         work.on_progress(Progress("diffusion", picture * state.steps + state.step + 1, total))
-                    if work.on_preview is not None and (state.step + 1) % self.preview_every == 0:
+                    if work.on_preview is not None and self._is_shown(state, work.estimates):
                         work.on_preview(Preview(picture, "estimate", self._cheap_look(state.clean)))
 
                 canvas = None if request.canvas is None else work.sources[id(request.canvas), request.size]
@@ -244,6 +279,13 @@ class Engine:
                     start_latents=canvas.latents if canvas is not None and settings.decoder.strength < 1 else None,
                 )
                 latents += decoder.sample([decode], settings.decoder, on_step)
+
+    def _is_shown(self, state: StepState, estimates: int | None) -> bool:
+        """Whether a step's clean estimate is one of those that are shown; never the last one where they are counted."""
+        if estimates is None:
+            return (state.step + 1) % self.preview_every == 0
+        shown = {round(state.steps * (number + 1) / (estimates + 1)) for number in range(estimates)}
+        return state.step + 1 in shown - {state.steps}
 
     def _noise(self, seed: int, grid: tuple[int, ...]) -> Tensor:
         """Unit noise for a grid's latents, (C, 4h, 4w), the same on every device."""

@@ -1,6 +1,8 @@
 """A loaded model that makes and edits pictures: arguments to requests, and what the engine made to results."""
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Unpack, cast
 
 import torch
@@ -14,7 +16,7 @@ from arimage.errors import UsageError
 from arimage.images.canvas import Canvas, Margins, make_canvas
 from arimage.images.inputs import several
 from arimage.images.opening import Picture
-from arimage.images.recipe import AdapterSource, Recipe, Source
+from arimage.images.recipe import AdapterSource, Recipe
 from arimage.images.sizes import Size, parse_size
 from arimage.inference.arguments import (
     MAX_PROMPT_TOKENS,
@@ -26,9 +28,10 @@ from arimage.inference.arguments import (
     source_of,
     watching,
 )
+from arimage.inference.calls import Call
 from arimage.inference.engine import Engine
 from arimage.inference.networks import Networks, Placement, choose_device, choose_dtype
-from arimage.inference.requests import EngineImage, ImageRequest
+from arimage.inference.requests import EngineImage, ImageRequest, ProgressCallback
 from arimage.inference.results import GeneratedImage
 from arimage.inference.settings import Options, Settings, settings_from
 from arimage.options import Tier, recorded, refuse_misplaced
@@ -98,6 +101,22 @@ class ImagePipeline:
             InputImageError: a reference cannot be used.
             Cancelled: ``cancel`` was set.
         """
+        call = self.prepare_generation(
+            prompt, size=size, images_per_prompt=images_per_prompt, seed=seed, references=references, **options
+        )
+        return self.run(call, **options)
+
+    def prepare_generation(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        size: Size = None,
+        images_per_prompt: int = 1,
+        seed: int | None = None,
+        references: Input | Sequence[Input] | None = (),
+        **options: Unpack[Options],
+    ) -> Call:
+        """What :meth:`generate` would run, checked and opened; no network is needed for it. Callbacks are left out."""
         prompts = checked_prompts(prompt)
         opened = open_all([] if references is None else several(references), "reference")
         refuse_misplaced(options, "generate", references=bool(opened))
@@ -108,7 +127,7 @@ class ImagePipeline:
             for text, number in numbered(prompts, images_per_prompt, seed)
         ]
         chosen = settings_from(options, self.checkpoint.sampling)
-        return self._run("generate", requests, opened, options, chosen)
+        return self._call("generate", requests, opened, chosen)
 
     def edit(
         self,
@@ -140,6 +159,33 @@ class ImagePipeline:
             InputImageError: a picture or the mask cannot be used.
             Cancelled: ``cancel`` was set.
         """
+        call = self.prepare_edit(
+            image,
+            prompt,
+            mask=mask,
+            mask_polarity=mask_polarity,
+            outpaint=outpaint,
+            size=size,
+            images_per_prompt=images_per_prompt,
+            seed=seed,
+            **options,
+        )
+        return self.run(call, **options)
+
+    def prepare_edit(
+        self,
+        image: Input | Sequence[Input],
+        prompt: str = "",
+        *,
+        mask: Input | None = None,
+        mask_polarity: Literal["white", "black"] = "white",
+        outpaint: Margins | None = None,
+        size: Size = None,
+        images_per_prompt: int = 1,
+        seed: int | None = None,
+        **options: Unpack[Options],
+    ) -> Call:
+        """What :meth:`edit` would run, checked and opened; no network is needed for it. Callbacks are left out."""
         refuse_misplaced(options, "edit", references=True)
         if not isinstance(prompt, str):
             raise UsageError(f"edit takes one instruction, a string; got {type(prompt).__name__}")
@@ -179,7 +225,54 @@ class ImagePipeline:
             "mask_polarity": mask_polarity,
             "outpaint": outpaint,
         }
-        return self._run("edit", requests, opened, options, chosen, canvas, extras)
+        return self._call("edit", requests, opened, chosen, canvas, extras)
+
+    def draw_tokens(self, calls: Sequence[Call], on_progress: ProgressCallback | None = None) -> list[Call]:
+        """The calls with the codes of their pictures, generated in one batch where tokens are drawn alike.
+
+        :meth:`run` makes of them the very pictures that it would make without. What ``on_progress`` raises ends it.
+        """
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for number, call in enumerate(calls):
+            alike.setdefault((call.settings.tokens, call.settings.preview_grid), []).append(number)
+        drawn = list(calls)
+        for numbers in alike.values():
+            together = [request for number in numbers for request in calls[number].requests]
+            made = iter(self.engine.draw_tokens(together, calls[numbers[0]].settings, on_progress))
+            for number in numbers:
+                requests = tuple(itertools.islice(made, len(calls[number].requests)))
+                drawn[number] = replace(calls[number], requests=requests)
+        return drawn
+
+    def run(self, call: Call, *, estimates: int | None = None, **options: Unpack[Options]) -> list[GeneratedImage]:
+        """Make the pictures of a call.
+
+        Args:
+            estimates: how many clean estimates ``on_preview`` is given of each picture, evenly spread over its
+                diffusion; None gives one every few steps.
+            **options: of which the callbacks and ``cancel`` are used; the others are the call's own.
+
+        Raises:
+            Cancelled: ``cancel`` was set.
+        """
+        on_image = options.get("on_image")
+        finished: list[GeneratedImage] = []
+
+        def finish(made: EngineImage) -> None:
+            image = made.image if call.canvas is None else call.canvas.finish(made.image)
+            deep = None if call.canvas is None else call.canvas.finish_deep(image)
+            recipe = self._recipe(call, call.requests[len(finished)], image)
+            result = GeneratedImage(image, recipe, made.codes, made.preview_codes, call.icc_profile, call.notices, deep)
+            finished.append(result)
+            if on_image is not None:
+                on_image(result)
+
+        on_preview = options.get("on_preview")
+        each = None if on_image is None else finish
+        made = self.engine.run(call.requests, call.settings, watching(options), on_preview, each, estimates)
+        for image in made[len(finished) :]:
+            finish(image)
+        return finished
 
     def make(self, requests: Sequence[ImageRequest], **options: Unpack[Options]) -> list[EngineImage]:
         """Run any mixture of requests in one call, without recipes; for programs that make many pictures.
@@ -197,39 +290,30 @@ class ImagePipeline:
         on_image = cast("Callable[[EngineImage], None] | None", options.get("on_image"))
         return self.engine.run(requests, settings, watching(options), options.get("on_preview"), on_image)
 
-    def _run(
+    def _call(
         self,
         task: Literal["generate", "edit"],
         requests: Sequence[ImageRequest],
         opened: Sequence[Picture],
-        options: Options,
         chosen: tuple[Tier, dict[str, Any], Settings],
         canvas: Canvas | None = None,
         extras: dict[str, Any] | None = None,
-    ) -> list[GeneratedImage]:
+    ) -> Call:
         tier, values, settings = chosen
         self._check(requests, settings)
-        on_image = options.get("on_image")
         notices = tuple(notice for picture in opened for notice in picture.notices)
-        notices += () if canvas is None else canvas.notices
-        sources = tuple(source_of(picture) for picture in opened)
-        profile = opened[0].icc_profile if task == "edit" else None
-        finished: list[GeneratedImage] = []
-
-        def finish(made: EngineImage) -> None:
-            image = made.image if canvas is None else canvas.finish(made.image)
-            deep = None if canvas is None else canvas.finish_deep(image)
-            recipe = self._recipe(task, requests[len(finished)], tier, values, sources, image, extras or {})
-            finished.append(GeneratedImage(image, recipe, made.codes, made.preview_codes, profile, notices, deep))
-            if on_image is not None:
-                on_image(finished[-1])
-
-        on_preview = options.get("on_preview")
-        each = None if on_image is None else finish
-        made = self.engine.run(requests, settings, watching(options), on_preview, each)
-        for image in made[len(finished) :]:
-            finish(image)
-        return finished
+        return Call(
+            task,
+            tuple(requests),
+            tier,
+            values,
+            settings,
+            sources=tuple(source_of(picture) for picture in opened),
+            canvas=canvas,
+            icc_profile=opened[0].icc_profile if task == "edit" else None,
+            notices=notices + (() if canvas is None else canvas.notices),
+            extras=extras or {},
+        )
 
     def _check(self, requests: Sequence[ImageRequest], settings: Settings) -> None:
         """What depends on the model and the requests; texts must be such as a recipe can hold."""
@@ -245,16 +329,7 @@ class ImagePipeline:
             if tokens > MAX_PROMPT_TOKENS:
                 raise UsageError(f"the prompt has {tokens} tokens, at most {MAX_PROMPT_TOKENS} are read: shorten it")
 
-    def _recipe(
-        self,
-        task: Literal["generate", "edit"],
-        request: ImageRequest,
-        tier: Tier,
-        values: dict[str, Any],
-        sources: tuple[Source, ...],
-        image: Image.Image,
-        extras: dict[str, Any],
-    ) -> Recipe:
+    def _recipe(self, call: Call, request: ImageRequest, image: Image.Image) -> Recipe:
         return Recipe(
             arimage=arimage.__version__,
             model=self.checkpoint.name,
@@ -264,16 +339,16 @@ class ImagePipeline:
                 AdapterSource(path=str(one.path.resolve()), sha256=one.sha256, strength=one.strength)
                 for one in self.networks.adapters
             ),
-            task=task,
+            task=call.task,
             prompt=request.prompt,
             seed=request.seed,
             size=request.size[::-1],
             output_size=image.size,
-            settings=recorded(values),
-            references=sources,
-            tier=tier,
+            settings=recorded(call.values),
+            references=call.sources,
+            tier=call.tier,
             device=str(self.networks.device),
             dtype=self.networks.precision,
             torch=torch.__version__,
-            **extras,
+            **call.extras,
         )

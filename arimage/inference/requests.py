@@ -24,6 +24,7 @@ class ImageRequest:
         mask: where the canvas may change, at the canvas's own size.
         output_size: (height, width) of the finished picture; ``size`` when None.
         codes: (height / 32, width / 32) codes to render; generated when None.
+        preview_codes: those of the preview grid that was generated before ``codes``, if any.
     """
 
     prompt: str
@@ -34,6 +35,7 @@ class ImageRequest:
     mask: EditMask | None = None
     output_size: tuple[int, int] | None = None
     codes: Tensor | None = None
+    preview_codes: Tensor | None = None
 
     def __post_init__(self) -> None:
         grid = target_grid(*self.size)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from arimage.images.provenance import EDITED, GENERATED
 from arimage.images.recipe import Recipe
-from arimage.images.writing import encode_picture, format_named, save_picture
+from arimage.images.writing import QUALITY, encode_picture, format_named, save_picture
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,20 @@ class GeneratedImage:
         """What a notebook shows."""
         return self.to_bytes()
 
-    def to_bytes(self, format: str = "png", *, recipe: bool = True, ai_mark: bool = True) -> bytes:
+    def to_bytes(
+        self, format: str = "png", *, recipe: bool = True, ai_mark: bool = True, quality: int = QUALITY
+    ) -> bytes:
         """The contents of the file that :meth:`save` would write, recipe and mark included.
 
         Args:
             format: ``png``, ``jpeg`` or ``webp``.
+            quality: of JPEG and WebP, 1 to 100; of no effect on a WebP of which a part is protected.
 
         Raises:
             UsageError: the format is another one.
             ArimageError: the format cannot hold the picture.
         """
-        return encode_picture(self.image, format_named(format), **self._file(recipe, ai_mark))
+        return encode_picture(self.image, format_named(format), quality=quality, **self._file(recipe, ai_mark))
 
     def save(self, path: str | os.PathLike[str], *, recipe: bool = True, ai_mark: bool = True) -> Path:
         """Write it as PNG, JPEG or WebP, whole or not at all; see :func:`arimage.images.writing.save_picture`.

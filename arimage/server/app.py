@@ -1,0 +1,228 @@
+"""The endpoints."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+from fastapi import FastAPI, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
+from starlette.types import Scope
+
+from arimage.errors import ArimageError
+from arimage.inference.calls import Call
+from arimage.inference.rewriting import Rewritten
+from arimage.server.answers import Answer
+from arimage.server.config import ServerConfig
+from arimage.server.errors import ApiError, from_library, invalid
+from arimage.server.gate import Gate, error_response
+from arimage.server.openapi import describe
+from arimage.server.schemas import EditBody, GenerationBody, ImageBody, VariationBody, read_body
+from arimage.server.streaming import ClientGone, Events, EventStream, answer_whole
+from arimage.server.uploads import Upload, open_uploads, read_upload
+from arimage.server.worker import Job, Worker
+from tokenizer.image_size import PIXELS_PER_TOKEN, reference_size
+
+CLIENT_GONE = 499
+
+
+class Endpoints:
+    """What the routes call.
+
+    Args:
+        worker: makes the pictures.
+    """
+
+    def __init__(self, worker: Worker, config: ServerConfig) -> None:
+        self.worker, self.config = worker, config
+        self.pipeline = worker.pipeline
+        self.created = int(time.time())
+        self._opening = asyncio.Semaphore(1)  # pictures are decoded for one request at a time
+
+    async def generations(self, request: Request) -> Response:
+        upload = await read_upload(request)
+        body = read_body(GenerationBody, upload.fields, upload.strict)
+        if upload.images or upload.mask is not None:
+            raise invalid("image", "generations take no pictures: post them to /v1/images/edits", "unknown_parameter")
+        return await self._pictures(request, body, upload)
+
+    async def edits(self, request: Request) -> Response:
+        upload = await read_upload(request)
+        body = read_body(EditBody, upload.fields, upload.strict)
+        return await self._pictures(request, body, upload)
+
+    async def variations(self, request: Request) -> Response:
+        upload = await read_upload(request)
+        body = read_body(VariationBody, upload.fields, upload.strict)
+        if upload.mask is not None or len(upload.images) > 1:
+            raise invalid("mask" if upload.mask else "image", "a variation is of one picture, without a mask")
+        return await self._pictures(request, body, upload)
+
+    async def models(self) -> dict[str, Any]:
+        return {"object": "list", "data": [self._model(name) for name in self._names]}
+
+    async def model(self, name: str) -> dict[str, Any]:
+        self._check_model(name, status=404)
+        return self._model(name)
+
+    async def live(self) -> dict[str, str]:
+        return {"status": "live"}
+
+    async def ready(self) -> JSONResponse:
+        state = self.worker.state
+        return JSONResponse({"status": state}, 200 if state == "ready" else 503)
+
+    async def metrics(self) -> Response:
+        return Response(self.worker.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return (self.pipeline.checkpoint.name, *self.config.aliases)
+
+    def _model(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self.created, "owned_by": "arimage"}
+
+    def _check_model(self, name: str | None, status: int = 400) -> None:
+        if name is not None and name not in self._names:
+            served = ", ".join(self._names)
+            raise ApiError(status, "model_not_found", f"{name!r:.80} is not served here, but {served}", "model")
+
+    async def _pictures(self, request: Request, body: ImageBody, upload: Upload) -> Response:
+        """Queue a request, and answer it as it asks for."""
+        self._check_model(body.model)
+        self.worker.check_open()
+        log = request.state.log
+        if self.config.log_prompts:
+            log["prompt"] = getattr(body, "prompt", "")
+        rewritten = None
+        if self.config.rewriter is not None and isinstance(body, GenerationBody):
+            rewritten = await run_in_threadpool(self.config.rewriter, body.prompt)
+            body = body.model_copy(update={"prompt": rewritten.prompt})
+        async with self._opening:
+            call = await run_in_threadpool(self._prepare, body, upload)
+        upload.images.clear()
+        log["pictures"] = len(call.requests)
+        events = Events()
+        job = Job(request.state.request_id, call, events.emit, body.partials)
+        answer = self._answer(job, body, rewritten)
+        self.worker.submit(job)
+        if body.stream:
+            return EventStream(self.worker, job, events, answer, self.config.heartbeat)
+        return JSONResponse(
+            await answer_whole(self.worker, job, events, answer, request.receive, self.config.heartbeat)
+        )
+
+    def _prepare(self, body: ImageBody, upload: Upload) -> Call:
+        """Open a request's pictures and check its arguments; not in the event loop."""
+        task: Literal["generate", "edit"] = "generate" if isinstance(body, GenerationBody) else "edit"
+        fields = set(type(body).model_fields) | {"image", "mask"}
+        try:
+            if task == "generate":
+                return self.pipeline.prepare_generation(body.prompt, **body.arguments, **body.options)  # type: ignore[attr-defined]
+            return self._prepare_edit(body, upload)
+        except (ArimageError, ValueError) as error:
+            raise from_library(error, fields) from None
+
+    def _prepare_edit(self, body: ImageBody, upload: Upload) -> Call:
+        if not upload.images:
+            raise invalid("image", "image is missing", "missing_required_parameter")
+        outpaint = getattr(body, "outpaint", None)
+        protecting = upload.mask is not None or outpaint is not None
+        most = self.config.max_pixels
+        if protecting and body.format == "webp" and body.output_compression not in (None, 100):
+            raise invalid("output_compression", "it would change what is protected: leave it out, or use jpeg")
+        pictures = open_uploads(upload.images, "image", most, deep=protecting)
+        height, width = pictures[0].size
+        mask = None
+        if upload.mask is not None:
+            left = most - sum(picture.size[0] * picture.size[1] for picture in pictures)
+            mask = open_uploads([upload.mask], "mask", left, deep=True)[0]
+        if outpaint is not None:
+            left_margin, top, right, bottom = outpaint
+            if (width + left_margin + right) * (height + top + bottom) > most:
+                raise invalid("outpaint", f"the outpainted picture would have more than {most} pixels")
+        return self.pipeline.prepare_edit(
+            pictures,
+            getattr(body, "prompt", ""),
+            mask=mask,
+            outpaint=None if outpaint is None else tuple(outpaint),
+            **body.arguments,
+            **body.options,
+        )
+
+    def _answer(self, job: Job, body: ImageBody, rewritten: Rewritten | None) -> Answer:
+        first = job.call.requests[0]
+        height, width = first.output_size or first.size
+        limits = self.pipeline.engine.limits
+        sizes = [reference_size(picture.height, picture.width, limits) for picture in first.references]
+        return Answer(
+            body=body,
+            kind="image_generation" if job.call.task == "generate" else "image_edit",
+            size=(width, height),
+            input_tokens=(
+                len(self.pipeline.engine.vocabulary.encode(first.prompt)),
+                sum(high * wide for high, wide in sizes) // PIXELS_PER_TOKEN**2,
+            ),
+            name=f"{int(time.time())}-{job.id}",
+            rewritten=rewritten,
+            save=self.config.save,
+        )
+
+
+def create_app(worker: Worker, config: ServerConfig) -> FastAPI:
+    """The application that a worker serves."""
+    app = FastAPI(title="arimage", docs_url=None, redoc_url=None)
+    endpoints = Endpoints(worker, config)
+    posts: dict[str, tuple[Callable[[Request], Awaitable[Response]], type[ImageBody]]] = {
+        "generations": (endpoints.generations, GenerationBody),
+        "edits": (endpoints.edits, EditBody),
+        "variations": (endpoints.variations, VariationBody),
+    }
+    for name, (endpoint, body) in posts.items():
+        app.add_api_route(
+            f"/v1/images/{name}",
+            endpoint,
+            methods=["POST"],
+            response_model=None,
+            **describe(body, name != "generations"),
+        )
+    app.add_api_route("/v1/models", endpoints.models)
+    app.add_api_route("/v1/models/{name:path}", endpoints.model)
+    app.add_api_route("/health/live", endpoints.live)
+    app.add_api_route("/health/ready", endpoints.ready, response_model=None)
+    app.add_api_route("/metrics", endpoints.metrics, response_model=None)
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        return error_response(error, worker.metrics)
+
+    @app.exception_handler(ClientGone)
+    async def client_gone(request: Request, error: ClientGone) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        message = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
+        return error_response(ApiError(error.status_code, code, message), worker.metrics)
+
+    def path_of(scope: Scope) -> str:
+        for route in app.routes:
+            if route.matches(scope)[0] != Match.NONE:
+                return str(getattr(route, "path", "other"))
+        return "other"
+
+    app.add_middleware(Gate, config=config, metrics=worker.metrics, paths=path_of)
+    if config.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.cors),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["x-request-id", "Retry-After"],
+        )
+    return app

@@ -1,0 +1,539 @@
+"""``arimage serve`` on loopback, through OpenAI's own client."""
+
+import base64
+import http.client
+import io
+import json
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from arimage.images.provenance import read_recipe
+from arimage.inference.pipeline import ImagePipeline
+from arimage.inference.rewriting import Rewriter
+from arimage.options import TIERS
+from tests.chat import Chat
+from tests.conftest import photo
+
+pytest.importorskip("fastapi")
+pytest.importorskip("prometheus_client")
+pytest.importorskip("uvicorn")
+openai = pytest.importorskip("openai")
+
+from arimage.server.config import ServerConfig  # noqa: E402
+from arimage.server.run import Server, is_loopback, listen  # noqa: E402
+from arimage.server.worker import Ended, Event, Finished, Job, Partial, Worker  # noqa: E402
+
+QUICK = {"steps": 2, "seed": 5}
+KEY = "secret"
+
+
+class Running:
+    """A server in a thread."""
+
+    def __init__(self, pipeline: ImagePipeline, **config: Any) -> None:
+        self.server = Server(pipeline, ServerConfig(**config))
+        self.worker = self.server.worker
+        listening = listen("127.0.0.1", 0)
+        self.port = listening.getsockname()[1]
+        self.thread = threading.Thread(target=self.server.serve_on, args=(listening,))
+        self.thread.start()
+        until(lambda: self.worker.state == "ready")
+        key = config.get("api_key") or "none"
+        self.client = openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=key, max_retries=0)
+
+    def post(self, path: str, body: bytes, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request("POST", path, body, {"Authorization": f"Bearer {KEY}", **headers})
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+
+    def post_json(self, path: str, body: Any) -> tuple[int, dict[str, Any]]:
+        status, _, answer = self.post(path, json.dumps(body).encode(), **{"Content-Type": "application/json"})
+        return status, json.loads(answer)
+
+    def get(self, path: str, key: str = KEY) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request("GET", path, headers={"Authorization": f"Bearer {key}"})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+    def figure(self, name: str) -> float:
+        lines = self.get("/metrics")[1].splitlines()
+        return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
+
+    def close(self) -> None:
+        self.server.stop()
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+
+
+def until(condition: Any, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def running(pipeline: ImagePipeline) -> Iterator[Running]:
+    server = Running(
+        pipeline,
+        api_key=KEY,
+        aliases=("gpt-image-2",),
+        queue=4,
+        max_body=2**20,
+        max_pixels=2**18,
+        grace=5,
+        heartbeat=0.1,
+    )
+    yield server
+    server.close()
+
+
+class Blocked:
+    """Keeps the worker busy until it is released."""
+
+    def __init__(self, worker: Worker, pipeline: ImagePipeline) -> None:
+        self.release, self.events = threading.Event(), list[Event]()
+        began = threading.Event()
+
+        def emit(event: Event) -> None:
+            self.events.append(event)
+            if isinstance(event, Finished):
+                began.set()
+                assert self.release.wait(60)
+
+        worker.submit(Job("blocked", pipeline.prepare_generation("x", size=64, seed=1, steps=1), emit))
+        assert began.wait(60)
+
+
+@pytest.fixture
+def blocked(running: Running, pipeline: ImagePipeline) -> Iterator[Blocked]:
+    until(lambda: not running.worker.busy)
+    block = Blocked(running.worker, pipeline)
+    yield block
+    block.release.set()
+    until(lambda: not running.worker.busy)
+
+
+def decoded(b64_json: str | None) -> Image.Image:
+    assert b64_json is not None
+    image = Image.open(io.BytesIO(base64.b64decode(b64_json)))
+    image.load()
+    return image
+
+
+def png(image: Image.Image, name: str = "picture.png") -> tuple[str, bytes]:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return name, buffer.getvalue()
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return one.size == other.size and one.mode == other.mode and one.tobytes() == other.tobytes()
+
+
+def mask_of(width: int, height: int) -> Image.Image:
+    """Transparent on the left half."""
+    mask = Image.new("RGBA", (width, height), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (0, 0, width // 2, height))
+    return mask
+
+
+def test_a_picture_is_the_one_that_the_library_makes(running: Running, pipeline: ImagePipeline, tmp_path: Path) -> None:
+    answer = running.client.images.generate(
+        prompt='a sign "OPEN"', model="gpt-image-2", n=2, size="96x64", quality="high", output_format="png",
+        response_format="b64_json", background="auto", moderation="low", user="somebody",
+        extra_body={**QUICK, "guidance": 2.0, "negative_text": "SHUT"},
+    )  # fmt: skip
+    alone = pipeline.generate(
+        'a sign "OPEN"', size=(96, 64), images_per_prompt=2, steps=2, seed=5, guidance=2.0, negative_text="SHUT"
+    )
+    assert answer.data is not None
+    assert [same(decoded(one.b64_json), two.image) for one, two in zip(answer.data, alone)] == [True, True]
+    assert (answer.size, answer.output_format, answer.quality) == ("96x64", "png", "high")
+    assert answer.usage is not None
+    assert answer.usage.output_tokens == sum(one.codes.numel() + one.preview_codes.numel() for one in alone)
+    assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
+    assert answer.data[1].recipe["seed"] == 6
+    (tmp_path / "one.png").write_bytes(base64.b64decode(answer.data[0].b64_json))
+    assert read_recipe(tmp_path / "one.png") == alone[0].recipe
+
+
+@pytest.mark.parametrize(("quality", "tier"), [("low", "fast"), ("hd", next(iter(TIERS)))])
+def test_quality_is_a_tier(running: Running, quality: str, tier: str) -> None:
+    answer = running.client.images.generate(prompt="a", size="64x64", quality=quality, extra_body=QUICK)
+    assert answer.data[0].recipe["tier"] == tier
+
+
+@pytest.mark.parametrize(("kind", "name"), [("jpeg", "JPEG"), ("webp", "WEBP")])
+def test_compression_is_of_the_format_that_is_asked_for(running: Running, kind: str, name: str) -> None:
+    sizes = []
+    for compression in (5, 95):
+        answer = running.client.images.generate(
+            prompt="a", size="64x64", output_format=kind, output_compression=compression, extra_body=QUICK
+        )
+        assert decoded(answer.data[0].b64_json).format == name
+        sizes.append(len(answer.data[0].b64_json))
+    assert sizes[0] < sizes[1]
+
+
+def test_what_a_mask_protects_is_kept_bit_for_bit(running: Running, pipeline: ImagePipeline) -> None:
+    picture, mask = photo(70, 50), mask_of(70, 50)
+    answer = running.client.images.edit(
+        image=png(picture), mask=png(mask), prompt="a red sky", extra_body={**QUICK, "strength": 0.8}
+    )
+    made = decoded(answer.data[0].b64_json)
+    right = (35, 0, 70, 50)
+    assert same(made.crop(right), picture.crop(right))
+    assert not same(made, picture)
+    alone = pipeline.edit(picture, "a red sky", mask=mask, strength=0.8, steps=2, seed=5)[0]
+    assert same(made, alone.image)
+    assert answer.usage.input_tokens_details.image_tokens > 0
+
+
+def test_several_pictures_a_canvas_and_a_variation(running: Running, pipeline: ImagePipeline) -> None:
+    one, two = photo(64, 64), photo(96, 64, seed=1)
+    both = running.client.images.edit(image=[png(one), png(two)], prompt="both", size="64x96", extra_body=QUICK)
+    assert same(
+        decoded(both.data[0].b64_json), pipeline.edit([one, two], "both", size=(64, 96), steps=2, seed=5)[0].image
+    )
+    wider = running.client.images.edit(image=png(one), prompt="more", extra_body={**QUICK, "outpaint": [0, 0, 32, 0]})
+    made = decoded(wider.data[0].b64_json)
+    assert wider.size == "96x64"
+    assert same(made.crop((0, 0, 64, 64)), one)
+    url = "data:image/png;base64," + base64.b64encode(png(one)[1]).decode()
+    status, answer = running.post_json("/v1/images/variations", {"images": [{"image_url": url}], **QUICK})
+    assert status == 200
+    assert same(decoded(answer["data"][0]["b64_json"]), pipeline.edit(one, steps=2, seed=5)[0].image)
+
+
+def test_previews_come_before_the_picture_that_comes_without_them(running: Running) -> None:
+    asked: dict[str, Any] = {"prompt": "a fox", "size": "64x64"}
+    events = list(
+        running.client.images.generate(**asked, stream=True, partial_images=3, extra_body={"steps": 6, "seed": 3})
+    )
+    partial, completed = "image_generation.partial_image", "image_generation.completed"
+    assert [event.type for event in events] == [partial, partial, partial, completed]
+    assert [event.partial_image_index for event in events[:3]] == [0, 1, 2]
+    assert all(decoded(event.b64_json).format == "PNG" for event in events)
+    plain = running.client.images.generate(**asked, extra_body={"steps": 6, "seed": 3})
+    assert same(decoded(events[-1].b64_json), decoded(plain.data[0].b64_json))
+    assert events[-1].usage.total_tokens == plain.usage.total_tokens
+
+
+def test_an_edit_streams_under_its_own_name(running: Running) -> None:
+    events = list(
+        running.client.images.edit(
+            image=png(photo(64, 64)), prompt="a", stream=True, partial_images=1, extra_body={"steps": 4, "seed": 1}
+        )
+    )
+    assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
+
+
+def test_a_waiting_stream_is_kept_awake(running: Running, blocked: Blocked) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+    body = json.dumps({"prompt": "a", "size": "64x64", "stream": True, **QUICK})
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    connection.request("POST", "/v1/images/generations", body, headers)
+    answer = connection.getresponse()
+    assert answer.getheader("content-type", "").startswith("text/event-stream")
+    assert answer.readline().startswith(b":")
+    blocked.release.set()
+    assert b"event: image_generation.completed" in answer.read()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param", "code"),
+    [
+        ("size", "100x64", "size", "invalid_value"),
+        ("size", "large", "size", "invalid_value"),
+        ("n", 11, "n", "invalid_value"),
+        ("n", "2", "n", "invalid_value"),
+        ("n", True, "n", "invalid_value"),
+        ("model", "dall-e-3", "model", "model_not_found"),
+        ("response_format", "url", "response_format", "invalid_value"),
+        ("background", "transparent", "background", "invalid_value"),
+        ("style", "vivid", "style", "invalid_value"),
+        ("output_format", "gif", "output_format", "invalid_value"),
+        ("output_compression", 50, "output_compression", "invalid_value"),
+        ("partial_images", 2, "partial_images", "invalid_value"),
+        ("stesp", 3, "stesp", "unknown_parameter"),
+        ("steps", 100_000, "steps", "invalid_value"),
+        ("guidance", 0.5, "guidance", "invalid_value"),
+        ("seed", -1, "seed", "invalid_value"),
+        ("tier", "best", "tier", "invalid_value"),
+        ("prompt", "", "prompt", "invalid_value"),
+        ("prompt", "\ud800", "prompt", "invalid_value"),
+        ("prompt", 5, "prompt", "invalid_value"),
+        ("image", "data:,", "image", "unknown_parameter"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_its_name(
+    running: Running, field: str, value: object, param: str, code: str
+) -> None:
+    status, answer = running.post_json("/v1/images/generations", {"prompt": "a", "size": "64x64", field: value})
+    assert status == 400
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    assert (answer["error"]["type"], answer["error"]["param"]) == ("invalid_request_error", param)
+    assert answer["error"]["code"] == code
+
+
+def test_errors_are_the_clients_own(running: Running) -> None:
+    client = running.client
+    with pytest.raises(openai.BadRequestError, match="did you mean 'steps'"):
+        client.images.generate(prompt="a", extra_body={"stesp": 3})
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="wrong").images.generate(prompt="a")
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("another")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.edit(image=("a.png", b"no picture"), prompt="a")
+    assert (caught.value.param, caught.value.code) == ("image", "invalid_image")
+    with pytest.raises(openai.BadRequestError, match="not fetched"):
+        client.post("/images/edits", body={"prompt": "a", "images": [{"image_url": "http://x/y.png"}]}, cast_to=object)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.edit(
+            image=png(photo(64, 64)), mask=png(photo(64, 64).convert("L").point(lambda _: 0)), prompt="a"
+        )
+    assert caught.value.param == "mask"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"[" * 100_000, b'{"n":' + b"9" * 5000 + b"}", b"\xff"])
+def test_broken_json_is_no_fault_of_the_server(running: Running, body: bytes) -> None:
+    status, _, answer = running.post("/v1/images/generations", body, **{"Content-Type": "application/json"})
+    assert status == 400
+    assert json.loads(answer)["error"]["code"] in ("invalid_json", "missing_required_parameter")
+
+
+def test_other_paths_and_methods_answer_in_the_same_form(running: Running) -> None:
+    assert json.loads(running.get("/v1/chat")[1])["error"]["code"] == "not_found"
+    status, answer = running.get("/v1/images/edits")
+    assert (status, json.loads(answer)["error"]["code"]) == (405, "method_not_allowed")
+
+
+def test_a_long_body_is_refused_however_it_arrives(running: Running) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        running.client.images.edit(image=("a.png", bytes(2**20 + 1)), prompt="a")
+    assert (caught.value.status_code, caught.value.code) == (413, "request_too_large")
+    chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json", "Transfer-Encoding": "chunked"}
+    connection.request("POST", "/v1/images/generations", iter([chunk] * 20 + [b"0\r\n\r\n"]), headers)
+    assert connection.getresponse().status == 413
+
+
+def bomb(side: int) -> bytes:
+    """The beginning of a PNG of so many pixels; decoding it fails."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100)))
+
+
+@pytest.mark.parametrize("side", [600, 30_000])
+def test_pixels_are_counted_before_they_are_decoded(running: Running, side: int) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        running.client.images.edit(image=("a.png", bomb(side)), prompt="a")
+    assert (caught.value.status_code, caught.value.code) == (413, "too_many_pixels")
+
+
+def test_pixels_are_those_of_all_pictures_together(running: Running) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        running.client.images.edit(image=[png(photo(400, 400)), ("b.png", bomb(400))], prompt="a")
+    assert caught.value.status_code == 413
+    with pytest.raises(openai.BadRequestError) as refused:
+        running.client.images.edit(image=png(photo(64, 64)), prompt="a", extra_body={"outpaint": [10**6, 0, 0, 0]})
+    assert refused.value.param == "outpaint"
+
+
+def test_a_full_queue_says_when_to_come_back(running: Running, blocked: Blocked, pipeline: ImagePipeline) -> None:
+    call = pipeline.prepare_generation("x", size=64, seed=1, steps=1)
+    for number in range(4):
+        running.worker.submit(Job(f"waits {number}", call, lambda event: None))
+    with pytest.raises(openai.RateLimitError) as caught:
+        running.client.images.generate(prompt="a", size="64x64")
+    assert int(caught.value.response.headers["retry-after"]) >= 1
+    assert running.figure("arimage_queue_length") == 4
+
+
+def test_requests_that_wait_together_are_made_together_and_are_the_same(
+    running: Running, blocked: Blocked, pipeline: ImagePipeline
+) -> None:
+    prompts = ["a fox", "two red boats on the sea", 'a sign "GO"']
+    batches = running.figure("arimage_token_batches_total")
+
+    def ask(number: int) -> Image.Image:
+        answer = running.client.images.generate(
+            prompt=prompts[number],
+            size=["64x64", "96x64", "64x64"][number],
+            extra_body={"steps": 2 + number, "seed": 9},
+        )
+        return decoded(answer.data[0].b64_json)
+
+    with ThreadPoolExecutor() as pool:
+        made = pool.map(ask, range(3))
+        until(lambda: running.worker.waiting() == 3)
+        blocked.release.set()
+        together = list(made)
+    assert running.figure("arimage_token_batches_total") == batches + 1
+    for number, size in enumerate([(64, 64), (96, 64), (64, 64)]):
+        alone = pipeline.generate(prompts[number], size=size, steps=2 + number, seed=9)[0]
+        assert same(together[number], alone.image)
+
+
+def test_a_client_that_goes_away_ends_its_picture(running: Running, blocked: Blocked) -> None:
+    """Where it runs and where it waits: neither is finished."""
+    body = json.dumps({"prompt": "a", "size": "256x256", "steps": 1000, "seed": 1})
+    pictures, cancelled = (running.figure(f"arimage_{name}_total") for name in ("pictures", "cancelled"))
+    connections = [http.client.HTTPConnection("127.0.0.1", running.port, timeout=60) for _ in range(2)]
+    for number, connection in enumerate(connections):
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+        connection.request("POST", "/v1/images/generations", body, headers)
+        until(lambda number=number: running.worker.waiting() == number + 1)
+    connections[1].close()
+    until(lambda: running.worker.waiting() == 1)
+    blocked.release.set()
+    until(lambda: running.worker.waiting() == 0)
+    connections[0].close()
+    until(lambda: not running.worker.busy, seconds=5)
+    assert running.figure("arimage_pictures_total") == pictures
+    assert running.figure("arimage_cancelled_total") == cancelled + 2
+
+
+def test_a_cancelled_request_does_not_make_another_step(running: Running, pipeline: ImagePipeline) -> None:
+    events: list[Event] = []
+    ended = threading.Event()
+
+    def emit(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Partial):
+            job.cancel.set()
+        if isinstance(event, Ended):
+            ended.set()
+
+    call = pipeline.prepare_generation("a", size=64, seed=1, steps=3)
+    job = Job("cancelled", call, emit, partials=3)
+    running.worker.submit(job)
+    assert ended.wait(60)
+    assert [type(event) for event in events] == [Partial, Ended]
+
+
+def test_health_models_and_metrics(running: Running, pipeline: ImagePipeline) -> None:
+    assert running.get("/health/live", key="")[0] == 200
+    assert running.get("/health/ready", key="")[0] == 200
+    assert running.get("/metrics", key="")[0] == 401
+    assert [model.id for model in running.client.models.list()] == [pipeline.checkpoint.name, "gpt-image-2"]
+    text = running.get("/metrics")[1]
+    for name in ('arimage_stage_seconds_total{stage="diffusion"}', "process_resident_memory_bytes", "arimage_pictures"):
+        assert name in text
+
+
+def test_a_requests_id_comes_back(running: Running) -> None:
+    _, headers, _ = running.post("/v1/images/generations", b"{}", **{"x-request-id": "mine-7"})
+    assert headers["x-request-id"] == "mine-7"
+    _, headers, _ = running.post("/v1/images/generations", b"{}", **{"x-request-id": "a b"})
+    assert headers["x-request-id"].startswith("req_")
+
+
+def test_prompts_are_not_logged(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "arimage.server")
+    running.client.images.generate(prompt="a private matter", size="64x64", extra_body=QUICK)
+    until(lambda: any(record.getMessage() == "request" for record in caplog.records))
+    logged = [getattr(record, "fields", {}) for record in caplog.records]
+    assert any(fields.get("status") == 200 and fields.get("pictures") == 1 for fields in logged)
+    assert "private" not in str(logged) + caplog.text
+
+
+def test_the_openapi_document_knows_every_field(running: Running) -> None:
+    document = json.loads(running.get("/openapi.json")[1])
+    body = document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]
+    assert {"image", "mask", "strength", "outpaint"} <= body["multipart/form-data"]["schema"]["properties"].keys()
+
+
+def test_stopping_finishes_what_runs_and_refuses_what_waits(pipeline: ImagePipeline, tmp_path: Path) -> None:
+    server = Running(pipeline, save=tmp_path, grace=20)
+    block = Blocked(server.worker, pipeline)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(server.client.images.generate, prompt="a", size="64x64", extra_body=QUICK)
+        until(lambda: server.worker.waiting() == 1)
+        server.server.stop()
+        with pytest.raises(openai.InternalServerError) as caught:
+            waiting.result(30)
+    assert (caught.value.status_code, caught.value.code) == (503, "shutting_down")
+    block.release.set()
+    server.thread.join(30)
+    assert not server.thread.is_alive()
+    assert [type(event) for event in block.events] == [Finished, Ended]
+    assert block.events[-1] == Ended(None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_request_that_does_not_end_is_ended_after_the_grace(pipeline: ImagePipeline, tmp_path: Path) -> None:
+    server = Running(pipeline, save=tmp_path, grace=0.2)
+    server.client.images.generate(prompt="a", size="64x64", extra_body=QUICK)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".png"]
+    with ThreadPoolExecutor() as pool:
+        long = pool.submit(server.client.images.generate, prompt="a", size="256x256", extra_body={"steps": 1000})
+        until(lambda: server.worker.busy)
+        server.server.stop()
+        with pytest.raises(openai.InternalServerError, match="shutting down"):
+            long.result(30)
+    server.thread.join(30)
+    assert not server.thread.is_alive()
+
+
+def test_a_taken_port_and_a_wrong_host_are_said_in_a_line() -> None:
+    with listen("127.0.0.1", 0) as taken, pytest.raises(Exception, match="choose another port"):
+        listen("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(Exception, match="--host"):
+        listen("no such host", 8000)
+    assert is_loopback("::1")
+    assert not is_loopback("0.0.0.0")
+
+
+def test_a_mask_of_numbers_is_as_good_as_a_picture(running: Running) -> None:
+    """White may change where nothing is transparent."""
+    picture = photo(64, 64)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, :32] = 255
+    answer = running.client.images.edit(
+        image=png(picture), mask=png(Image.fromarray(mask)), prompt="a", output_format="webp", extra_body=QUICK
+    )
+    made = decoded(answer.data[0].b64_json)
+    assert same(made.crop((32, 0, 64, 64)), picture.crop((32, 0, 64, 64)))
+
+
+def test_pages_of_other_origins_are_kept_out(running: Running) -> None:
+    """Browsers send a form without asking first."""
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    status, _, answer = running.post("/v1/images/edits", b"--x--", Origin="http://elsewhere", **form)
+    assert (status, json.loads(answer)["error"]["code"]) == (403, "origin_not_allowed")
+    own = f"http://127.0.0.1:{running.port}"
+    assert running.post("/v1/images/edits", b"--x--", Origin=own, **form)[0] == 400
+
+
+def test_rewritten_prompts_are_used_and_told(pipeline: ImagePipeline, chat: Chat) -> None:
+    server = Running(pipeline, rewriter=Rewriter(chat.url))
+    try:
+        chat.answer = 'a large sign that says "GO", at dawn'
+        made = server.client.images.generate(prompt='a sign "GO"', size="64x64", extra_body=QUICK)
+        assert made.data[0].revised_prompt == made.data[0].recipe["prompt"] == chat.answer
+        chat.answer = 'a sign "STOP"'
+        kept = server.client.images.generate(prompt='a sign "GO"', size="64x64", extra_body=QUICK)
+        assert kept.data[0].revised_prompt == kept.data[0].recipe["prompt"] == 'a sign "GO"'
+        assert "quoted texts" in kept.data[0].notices[0]
+    finally:
+        server.close()
