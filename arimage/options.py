@@ -17,7 +17,7 @@ from decoder.solvers import Solver
 
 Tier = Literal["reference", "fast"]
 Task = Literal["generate", "edit"]
-Half = Literal["diffusion", "tokens"]
+Phase = Literal["diffusion", "tokens"]
 TASKS: tuple[Task, ...] = get_args(Task)
 INTERVAL = tuple[float, float]
 
@@ -48,7 +48,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Idle:
+class NoEffect:
     """What leaves an option without effect: another option's value, and why."""
 
     option: str
@@ -56,8 +56,8 @@ class Idle:
     reason: str
 
 
-GREEDY = Idle("temperature", 0, "temperature=0 takes the most likely token")
-UNGUIDED = Idle("guidance", 1, "guidance=1 is no guidance")
+GREEDY = NoEffect("temperature", 0, "temperature=0 takes the most likely token")
+UNGUIDED = NoEffect("guidance", 1, "guidance=1 is no guidance")
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ class Option:
 
     meaning: str
     default: Any
-    half: Half | None
+    half: Phase | None
     range: Range | None = None
     tiers: Mapping[Tier, Any] = field(default_factory=dict)
     setting: str = ""
-    idle: Idle | None = None
+    idle: NoEffect | None = None
     tasks: tuple[Task, ...] = TASKS
     not_with_references: str = ""
     name: str = ""
@@ -329,7 +329,7 @@ def options_of(task: Task) -> list[Option]:
     return [option for option in OPTIONS.values() if task in option.tasks]
 
 
-def names_of(half: Half) -> list[str]:
+def names_of(half: Phase) -> list[str]:
     """The options of one half of the model. Those of the tokens are what a checkpoint may bring defaults for."""
     return [option.name for option in OPTIONS.values() if option.half == half]
 

@@ -1,9 +1,9 @@
-"""Attention kernels, and which of them takes a tensor.
+"""Attention kernels, and ``can_use_*``, which say whether one takes a tensor. ``decoder/attention.py``,
+``arimage/autoregressive/attention.py`` and ``tokenizer/attention.py`` choose among them.
 
-flash-attn takes half-precision tensors on a GPU when it is installed; PyTorch's scaled-dot-product attention gives the
-same results otherwise. On CPUs it multiplies by MKL; where oneDNN is faster (see :mod:`backends.linear`), long fp32
-rows are attended head by head with its products. In training, bf16 rows go through plain products where the CPU has
-them natively; where it emulates them these take twice as long.
+On GPUs half-precision tensors go to flash-attn when it is installed. PyTorch's scaled-dot-product attention does the
+rest, with two exceptions on CPUs: long fp32 rows where oneDNN's products are faster (head by head, see
+:mod:`backends.linear`), and bf16 rows in training where the CPU multiplies bf16 natively (plain products).
 """
 
 import torch

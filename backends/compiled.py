@@ -1,7 +1,7 @@
 """Compiled parts of networks that run on a GPU (``torch.compile``).
 
 Which parts are compiled is said by the network itself, in ``compile_steps``: what is repeated many times with the same
-shapes. They are compiled when they are first run, and steps of tokens are then recorded (:mod:`backends.recorded`).
+shapes. They are compiled when they are first run, and steps of tokens are then recorded (:mod:`backends.cuda_graphs`).
 """
 
 from typing import Protocol, runtime_checkable

@@ -1,9 +1,9 @@
-"""Linear layers of networks that only run: the faster product on CPUs, and one product for projections of one input.
+"""Linear layers for inference: the faster product on CPUs, and one product for projections of one input.
 
-For fp32 PyTorch calls MKL. On CPUs with AVX-512 that are not Intel's it reaches half of oneDNN's rate, which also
-applies the activation while the result is in the cache; weights whose outputs are neighbours in memory spare oneDNN a
-copy at each call, and a single row reads them faster. With AVX2 MKL is the faster one (``benchmarks/kernels.py``), so
-layers go through PyTorch there. The results differ by float rounding.
+PyTorch's fp32 product is MKL's. On CPUs with AVX-512 that are not Intel's, oneDNN is about twice as fast, and applies
+the activation while the result is in the cache. It is given weights whose outputs are neighbours in memory, which
+saves it a copy at each call; a single row reads them faster too. With AVX2 MKL is the faster one
+(``benchmarks/kernels.py``), and layers go through PyTorch. Results differ by float rounding only.
 """
 
 import math

@@ -205,7 +205,7 @@ class _GuidedVelocity:
         longest = max(len(glyph) for glyph in glyphs)
         padded = torch.stack([torch.nn.functional.pad(glyph, (0, 0, 0, longest - len(glyph))) for glyph in glyphs])
         lengths = torch.tensor([len(glyph) for glyph in glyphs])
-        references = self.transformer.encode_references(
+        references = self.transformer.cache_references(
             [
                 [(reference.latents, reference.codes) for reference in request.references] if told else []
                 for request, told in rows

@@ -2,7 +2,8 @@
 
 A latent at noise level sigma is ``(1 - sigma) * clean + sigma * noise``; the network predicts the velocity
 ``noise - clean`` (Lipman et al. 2022, arXiv:2210.02747). The schedule is shifted towards noise as the picture grows
-(Esser et al. 2024, arXiv:2403.03206), in the linear form of the released checkpoint.
+(Esser et al. 2024, arXiv:2403.03206), in the linear form of the released checkpoint. Guidance is
+part of the velocity: ``diffusion_decoder._GuidedVelocity``.
 """
 
 import math
@@ -15,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from decoder.solvers import Solver
+from decoder.solvers import STEPS, Solver
 
 THRESHOLD_FLOOR = 3.0
 
@@ -176,9 +177,7 @@ def sample_flow(
         start: clean latents to start from when the schedule does not begin at pure noise.
         known: a region that is held to its latents at every step, noised with the picture's own noise; at the end
             it is exactly what was given.
-        solver: ``euler``, as upstream has it, or ``ab2``: Adams-Bashforth of second order for steps of unequal length
-            (Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, III.5), which follows the bend of
-            the last two velocities at no more work.
+        solver: see :mod:`decoder.solvers`.
         dynamic_thresholding: percentile, see :func:`threshold_dynamically`.
         on_step: called after each step; what it raises ends the sampling.
 
@@ -189,7 +188,8 @@ def sample_flow(
     latents = noise.float()
     if start is not None:
         latents = (1 - sigmas[0]) * start.float() + sigmas[0] * latents
-    latents = _hold(latents, known, noise, sigmas[0])
+    latents = _reimpose_known(latents, known, noise, sigmas[0])
+    solver_step = STEPS[solver]
     last: Tensor | None = None
     for step in range(schedule.steps):
         sigma, following = sigmas[step], sigmas[step + 1]
@@ -198,16 +198,14 @@ def sample_flow(
         if dynamic_thresholding is not None:
             clean = threshold_dynamically(clean, dynamic_thresholding)
             flow = (latents - clean) / sigma
-        ahead = flow
-        if solver == "ab2" and last is not None:
-            ahead = flow + (following - sigma) / (sigma - sigmas[step - 1]) / 2 * (flow - last)
-        latents, last = _hold(latents + (following - sigma) * ahead, known, noise, following), flow
+        ahead = solver_step(flow, last, (sigmas[step - 1], sigma, following))
+        latents, last = _reimpose_known(latents + (following - sigma) * ahead, known, noise, following), flow
         if on_step is not None:
-            on_step(StepState(step, schedule.steps, sigma, latents, _hold(clean, known, noise, 0.0)))
+            on_step(StepState(step, schedule.steps, sigma, latents, _reimpose_known(clean, known, noise, 0.0)))
     return latents
 
 
-def _hold(latents: Tensor, known: KnownRegion | None, noise: Tensor, sigma: float) -> Tensor:
+def _reimpose_known(latents: Tensor, known: KnownRegion | None, noise: Tensor, sigma: float) -> Tensor:
     if known is None:
         return latents
     kept = (1 - sigma) * known.latents.to(latents) + sigma * noise.to(latents) if sigma else known.latents.to(latents)

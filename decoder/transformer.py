@@ -345,7 +345,7 @@ class DiffusionTransformer(nn.Module):
             glyph_mask: (B, L) bool, False on padding.
             crop: (B, 2) top and left of the crop in pixels, zeros by default.
             prior_dropped: (B,) bool, rows whose visual tokens are withheld.
-            references: from :meth:`encode_references`.
+            references: from :meth:`cache_references`.
 
         Returns:
             (B, C, H, W).
@@ -396,7 +396,7 @@ class DiffusionTransformer(nn.Module):
         patches = patches.view(batch, height // p, width // p, self.config.out_channels, p, p)
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, self.config.out_channels, height, width)
 
-    def encode_references(self, rows: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> ReferenceCache | None:
+    def cache_references(self, rows: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> ReferenceCache | None:
         """Keys and values of reference pictures, each run through the network once at t = 0 without glyphs.
 
         Args:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from arimage.autoregressive import attention, generation
 from arimage.autoregressive.cache import KeyValueCache
-from arimage.autoregressive.generation import FREE, TokenRequest, generate_grids
+from arimage.autoregressive.generation import UNCONSTRAINED, TokenRequest, generate_grids
 from arimage.autoregressive.layout import Grid, build_prompt, generated_positions, training_sequence
 from arimage.autoregressive.model import RMSNorm, rotate, turn_
 from arimage.autoregressive.sampling import TokenSampling, draw
@@ -91,7 +91,7 @@ def test_guessing_ahead_draws_the_tokens_that_come_one_by_one(sampling, given, p
     requests = []
     for seed, target in zip(range(pictures), (Grid(6, 5), Grid(3, 4), Grid(1, 1))):
         references = [random_codes(3, 2)] if seed != 1 else []
-        fixed = torch.where(torch.rand(*target) < 0.3, random_codes(*target), FREE) if given else None
+        fixed = torch.where(torch.rand(*target) < 0.3, random_codes(*target), UNCONSTRAINED) if given else None
         start, empty = (prompt(text, target, references) for text in ("a red fox", ""))
         requests.append(TokenRequest(start, seed, fixed, empty))
     found, passes = [], []
@@ -236,7 +236,7 @@ def test_different_seeds_give_different_pictures():
 def test_given_codes_are_kept_and_the_rest_is_generated():
     model = tiny_autoregressive(std=0.03)
     start = prompt(target=Grid(4, 4), references=[random_codes(4, 4)])
-    fixed = torch.full((4, 4), FREE)
+    fixed = torch.full((4, 4), UNCONSTRAINED)
     fixed[:2] = random_codes(2, 4, seed=8)
     grid = generate_grids(model, [TokenRequest(start, 0, fixed)], TokenSampling(), CODES)[0][-1]
     free = generate_grids(model, [TokenRequest(start, 0)], TokenSampling(), CODES)[0][-1]

@@ -91,7 +91,7 @@ def test_cells_that_differ_from_all_others_are_classes_of_their_own() -> None:
     own[3] = True
     classes = Classes(48, 16, 9)
     error = classes.fit(cells, torch.ones(len(cells)), own, 10, seed=0)
-    names = classes.name(cells)
+    names = classes.assign(cells)
     assert error < 0.02
     assert names[3] == 0
     assert (names == 0).sum() >= 1
@@ -128,7 +128,7 @@ def test_codes_learn_to_ignore_the_background(start: Path, assets: Path, tmp_pat
     config = stage(
         "tokenizer", start, assets, tmp_path, steps=60, batch_size=8, learning_rate=4e-3, sample_every=60,
         save_every=30, muon=["visual.blocks.*.weight"], data=[{"scenes": scenes, "assets": str(assets)}], evaluation=[],
-        tokenizer={"neutral": True, "components": 32, "class_samples": 48, "wear": 0.0},
+        tokenizer={"cell_classes": True, "components": 32, "class_samples": 48, "wear": 0.0},
     )  # fmt: skip
     first_half = Run(config)
     first_half.start()
@@ -150,7 +150,7 @@ def test_codes_learn_to_ignore_the_background(start: Path, assets: Path, tmp_pat
     assert kept[1] > kept[0] + 0.2
     assert list((tmp_path / "samples").glob("*.png"))
     classes = tmp_path / "classes.safetensors"
-    later = {"neutral": True, "components": 32, "classes": str(classes), "wear": 0.0}
+    later = {"cell_classes": True, "components": 32, "classes": str(classes), "wear": 0.0}
     data = {"data": [{"scenes": scenes, "assets": str(assets)}], "evaluation": [], "steps": 2, "batch_size": 8}
     on = stage("tokenizer", folder, assets, tmp_path / "on", tokenizer=later, warmup=0, learning_rate=1e-6, **data)
     train(on)
@@ -162,7 +162,7 @@ def test_codes_learn_to_ignore_the_background(start: Path, assets: Path, tmp_pat
 
 
 def test_places_do_not_enter_the_codes(start: Path, assets: Path, tmp_path: Path) -> None:  # noqa: F811
-    config = stage("tokenizer", start, assets, tmp_path, tokenizer={"neutral": True})
+    config = stage("tokenizer", start, assets, tmp_path, tokenizer={"cell_classes": True})
     objective: Any = build_objective(Checkpoint.open(start), config, CPU)
     view = torch.rand(3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     turned = torch.cat([view[..., 16:], view[..., :16]], dim=-1)

@@ -11,9 +11,9 @@ from arimage.inference.api import load
 from arimage.inference.engine import Engine
 from arimage.inference.requests import ImageRequest
 from arimage.inference.settings import Settings
-from backends import recorded
+from backends import cuda_graphs
 from backends.compiled import compile_network
-from backends.recorded import Recorded
+from backends.cuda_graphs import CudaGraphStep
 from decoder.diffusion_decoder import DecoderSettings
 
 
@@ -65,17 +65,17 @@ def test_recorded_work_is_done_once_a_call(calls, monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(done))
     monkeypatch.setattr(torch.cuda, "graph", record)
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
-    monkeypatch.setattr(Recorded, "_aside", lambda self: self.work())
-    step = Recorded(lambda: None if Graph.recording else done.append("called"), torch.device("cuda"))
+    monkeypatch.setattr(CudaGraphStep, "_aside", lambda self: self.work())
+    step = CudaGraphStep(lambda: None if Graph.recording else done.append("called"), torch.device("cuda"))
     for _ in range(calls):
         step()
-    warm = min(calls, recorded.WARM_UP)
+    warm = min(calls, cuda_graphs.WARM_UP)
     assert done == ["called"] * warm + ["played back"] * (calls - warm)
 
 
 def test_without_a_gpu_nothing_is_recorded():
     done = []
-    step = Recorded(lambda: done.append(1), torch.device("cpu"))
+    step = CudaGraphStep(lambda: done.append(1), torch.device("cpu"))
     for _ in range(5):
         step()
     assert len(done) == 5

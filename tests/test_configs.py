@@ -12,7 +12,7 @@ from arimage.yaml_files import load_yaml
 from tests.stages import CONFIGS, SIZES, STAGES, comment, cost, name, stages
 
 SIZE_SETTINGS = {"start", "output", "batch_size", "accumulation", "learning_rate"}
-INITIAL = {"autoencoder": "principal", "autoregressive": "codes_from_codebook", "decoder": "codes_from_codebook"}
+INITIAL = {"autoencoder": "pca_init", "autoregressive": "codes_from_codebook", "decoder": "codes_from_codebook"}
 CONFIG = {path: load_yaml(path, TrainConfig) for path in STAGES}
 INDEX = (CONFIGS / "README.md").read_text(encoding="utf-8")
 

@@ -111,7 +111,7 @@ def test_velocity_with_references_is_upstreams(config, count, seed):
     row = some_references(count)
     with torch.no_grad():
         theirs = upstream_output(upstream, given, caches=upstream_caches(upstream, [row]))
-        mine = ours(**given, references=ours.encode_references([row]))
+        mine = ours(**given, references=ours.cache_references([row]))
         assert relative(mine, theirs) < 1e-4
         assert relative(ours(**given), theirs) > 1e-3
 
@@ -129,7 +129,7 @@ def test_padded_glyphs_and_unequal_references_change_nothing(config):
         padded[i, : lengths[i]] = one["glyphs"][0]
     mask = torch.arange(5) < torch.tensor(lengths)[:, None]
     with torch.no_grad():
-        together = ours(**batch, glyphs=padded, glyph_mask=mask, references=ours.encode_references(rows))
+        together = ours(**batch, glyphs=padded, glyph_mask=mask, references=ours.cache_references(rows))
     for i, one in enumerate(alone):
         caches = upstream_caches(upstream, [rows[i]]) if rows[i] else None
         assert relative(together[i : i + 1], upstream_output(upstream, one, caches=caches)) < 1e-4
@@ -142,9 +142,9 @@ def test_a_reference_that_several_rows_share_is_encoded_once(monkeypatch):
     encode = ours._encode_references
     monkeypatch.setattr(ours, "_encode_references", lambda *given: (encoded.append(len(given[0])), encode(*given))[1])
     with torch.no_grad():
-        shared = ours.encode_references([[one], [one, two], [one]])
+        shared = ours.cache_references([[one], [one, two], [one]])
         assert sum(encoded) == 2
-        apart = ours.encode_references(
+        apart = ours.cache_references(
             [[(row[0].clone(), row[1]) for row in rows] for rows in ([one], [one, two], [one])]
         )
         assert sum(encoded) == 6
@@ -170,7 +170,7 @@ def test_gradients_reach_every_parameter_also_through_references_and_checkpointi
         ours.gradient_checkpointing = checkpointing
         row = some_references(1)
         only_references = torch.zeros(1, CHANNELS, 8, 8, requires_grad=True)
-        cache = ours.encode_references([[(only_references[0], row[0][1])]])
+        cache = ours.cache_references([[(only_references[0], row[0][1])]])
         ours(**inputs(batch=1), references=cache).square().mean().backward()
         assert only_references.grad.abs().sum() > 0
         # Glyphs are not read after the last block, so nothing flows into their half of its modulation.

@@ -16,7 +16,7 @@ from arimage.errors import UsageError
 from arimage.images.provenance import read_recipe
 from arimage.images.recipe import Recipe
 from arimage.inference.reproduce import reproduce
-from arimage.inference.settings import HALVES, Settings
+from arimage.inference.settings import PHASES, Settings
 from arimage.options import OPTIONS, Option, Range, declared, resolve
 from decoder.diffusion_decoder import DecoderSettings
 
@@ -41,7 +41,7 @@ def one_more(monkeypatch):
     """One more entry, and the setting of the decoder that it is for; the commands as they are made with it."""
     for option in declared(OneMore):
         monkeypatch.setitem(OPTIONS, option.name, option)
-    monkeypatch.setitem(HALVES, "diffusion", ("decoder", SharperSettings))
+    monkeypatch.setitem(PHASES, "diffusion", ("decoder", SharperSettings))
     for command in app.registered_commands:
         if command.name in ("generate", "edit"):
             callback = cli_options.sampling(command.name)(command.callback.__wrapped__)
@@ -86,7 +86,7 @@ def test_one_entry_is_a_keyword_a_command_line_option_a_recipes_setting_and_docu
 def test_what_each_half_takes_by_default_is_what_the_options_say():
     tier, values = resolve({}, {})
     assert (tier, Settings.of(values)) == ("reference", Settings())
-    for half, (_, kind) in HALVES.items():
+    for half, (_, kind) in PHASES.items():
         declared_here = {option.setting or option.name for option in OPTIONS.values() if option.half == half}
         assert {field.name for field in fields(kind)} - {"batch_branches"} <= declared_here
 
@@ -95,7 +95,7 @@ def test_what_each_half_takes_by_default_is_what_the_options_say():
 def test_ranges_of_options_are_those_of_the_half_that_they_are_for(name):
     """At the ends of a range and beyond: what an option takes its half takes, and nothing else."""
     option = OPTIONS[name]
-    kind = HALVES[option.half][1]
+    kind = PHASES[option.half][1]
     for end in filter(math.isfinite, option.range.bounds):
         for value in (end - 1, end, end + 1):
             given = (value, value) if option.type == tuple[float, float] else value

@@ -224,7 +224,7 @@ def test_the_decoder_learns_a_handful_by_heart(autoencoder: Run, assets: Path, h
 
 def test_crops_lie_around_what_is_shown_and_larger_ones_are_fewer(start: Path, assets: Path, tmp_path: Path) -> None:
     scenes = {"tasks": {"subject": 1}, "sizes": [[128, 128]], "patterns": 0.0}
-    settings = {"crop": 32, "larger": {64: 0.3, 128: 0.2}, "shown": 1.0, "aligned": 1.0}
+    settings = {"crop": 32, "crop_sizes": {64: 0.3, 128: 0.2}, "object_crop_prob": 1.0, "aligned": 1.0}
     config = stage(
         "autoencoder", start, assets, tmp_path, batch_size=16, autoencoder=settings,
         data=[{"scenes": scenes, "assets": str(assets)}],
@@ -238,7 +238,7 @@ def test_crops_lie_around_what_is_shown_and_larger_ones_are_fewer(start: Path, a
         assert values.flatten(2).std(dim=2).amax(dim=1).min() > 0  # no crop is plain ground
     assert shapes == {(16, 3, 32, 32), (4, 3, 64, 64), (1, 3, 128, 128)}
     with pytest.raises(UsageError, match="larger"):
-        stage("autoencoder", start, assets, tmp_path, autoencoder={"larger": {64: 0.7, 128: 0.5}})
+        stage("autoencoder", start, assets, tmp_path, autoencoder={"crop_sizes": {64: 0.7, 128: 0.5}})
 
 
 def test_a_frozen_encoder_stays_as_it_is(start: Path, assets: Path, tmp_path: Path) -> None:
@@ -525,7 +525,7 @@ def test_crops_lie_where_something_is_shown() -> None:
 def heard(objective: Any, batch: dict[str, Any]) -> dict[str, Any]:
     """What the transformer is told about a batch, and its references."""
     told: dict[str, Any] = {}
-    forward, encode = objective.transformer.forward, objective.transformer.encode_references
+    forward, encode = objective.transformer.forward, objective.transformer.cache_references
 
     def listen(noisy: Tensor, timestep: Tensor, **given: Any) -> Tensor:
         told.update(given, noisy=noisy, timestep=timestep)
@@ -535,7 +535,7 @@ def heard(objective: Any, batch: dict[str, Any]) -> dict[str, Any]:
         told["rows"] = rows
         return encode(rows)
 
-    objective.transformer.forward, objective.transformer.encode_references = listen, see
+    objective.transformer.forward, objective.transformer.cache_references = listen, see
     objective(batch)
     return told
 
@@ -619,7 +619,7 @@ def test_codes_are_the_same_under_autocast(start: Path) -> None:
 
 
 def test_a_teacher_walks_as_the_sampler_does(start: Path, assets: Path, tmp_path: Path) -> None:
-    config = stage("decoder", start, assets, tmp_path, decoder={"distillation": {"steps": 2, "substeps": 3}})
+    config = stage("decoder", start, assets, tmp_path, decoder={"distillation": {"steps": 2, "teacher_substeps": 3}})
     objective: Any = build_objective(Checkpoint.open(start), config, CPU)
     teacher = objective.teacher
     stream = torch.Generator().manual_seed(0)
@@ -639,7 +639,7 @@ def test_a_teacher_walks_as_the_sampler_does(start: Path, assets: Path, tmp_path
         clean = torch.zeros_like(noise) if place == 0 else (latents - schedule.sigmas[1] * noise) / (
             1 - schedule.sigmas[1]
         )  # fmt: skip
-        begun, timestep, velocity = teacher.walk(clean, noise, torch.tensor([place]), codes, [[]], [[]])
+        begun, timestep, velocity = teacher.rollout(clean, noise, torch.tensor([place]), codes, [[]], [[]])
         assert timestep == schedule.timesteps[place : place + 1]
         latents = begun + (schedule.sigmas[place + 1] - schedule.sigmas[place]) * velocity
     assert torch.allclose(latents[0], wanted, atol=1e-4)
@@ -649,7 +649,7 @@ def test_a_student_comes_nearer_to_its_teacher(start: Path, assets: Path, handfu
     settings = {"uncond_prob": 0.0, "corrupt": 0.0}
     overfit("decoder", start, assets, handful, tmp_path / "teacher", 60, decoder=settings)
     folder = tmp_path / "teacher" / "checkpoint"
-    distillation = {"distillation": {"steps": 2, "substeps": 2, "guidance": 1.0}, "train_glyph_encoder": False}
+    distillation = {"distillation": {"steps": 2, "teacher_substeps": 2, "guidance": 1.0}, "train_glyph_encoder": False}
     overfit("decoder", folder, assets, handful, tmp_path / "student", 80, decoder=distillation)
     rows = metrics(tmp_path / "student")
     assert sum(row["loss"] for row in rows[-20:]) < 0.7 * sum(row["loss"] for row in rows[:20])
@@ -676,9 +676,9 @@ def test_the_average_is_what_is_evaluated_and_exported(start: Path, assets: Path
     folder = run.run()
     exported = Checkpoint.open(folder).transformer(device=CPU, dtype=torch.float32).state_dict()
     weights = run.objective.transformer.state_dict()
-    assert run.learner.average is not None
+    assert run.train_state.ema is not None
     for name in ("proj_out.weight", "transformer_blocks.0.attn1.to_q.weight"):
-        assert torch.equal(exported[name], run.learner.average.values[f"transformer.{name}"])
+        assert torch.equal(exported[name], run.train_state.ema.values[f"transformer.{name}"])
         assert not torch.equal(exported[name], weights[name])
 
 
@@ -851,8 +851,8 @@ def test_a_new_schedule_begins_from_the_weights_of_a_state(
     first = state.load_state(output / "states" / "step-00000001")
     weights = run.objective.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in first.weights.items())
-    assert run.learner.average is not None
-    assert all(torch.equal(value, first.average[name]) for name, value in run.learner.average.values.items())
+    assert run.train_state.ema is not None
+    assert all(torch.equal(value, first.average[name]) for name, value in run.train_state.ema.values.items())
     run.save = stop_after(run, 3)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         run.run()
@@ -1111,7 +1111,7 @@ def scaled_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, scale: floa
     run = Run(config)
     run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     run.start()
-    for parameter in run.learner.parameters():
+    for parameter in run.train_state.parameters():
         parameter.register_hook(lambda gradient: gradient.half().float())
     monkeypatch.setattr(type(run.accelerator), "mixed_precision", "fp16")
     monkeypatch.setattr(run.accelerator, "native_amp", True)

@@ -4,8 +4,8 @@ Prompts, references and grids may differ from picture to picture. A picture's to
 alone: each has its own random stream, and rows of a batch do not see each other. Inside a grid only codes can be
 drawn; the image end is not drawn at all, since it can only stand after the last cell.
 
-On a CPU the next tokens are guessed and checked in one pass, since some rows cost little more than one there. On a GPU
-every pass is a token of each picture, recorded once and played back where the model was compiled.
+CPU: speculative decoding; several tokens are drafted and verified in one pass, since a few rows cost little more than
+one there. GPU: one token of each picture in a pass, replayed as a CUDA graph where the model is compiled.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +18,9 @@ from arimage.autoregressive.cache import KeyValueCache
 from arimage.autoregressive.layout import Grid, Prompt, generated_positions
 from arimage.autoregressive.model import AutoregressiveModel, Rotation
 from arimage.autoregressive.sampling import TokenSampling, draw
-from backends.recorded import Recorded
+from backends.cuda_graphs import CudaGraphStep
 
-FREE = -1
+UNCONSTRAINED = -1
 AHEAD, FEW_AHEAD, WORTH_IT = 16, 4, 2.0
 AHEAD_ROWS = 128
 TOKEN_BATCH = 16
@@ -33,7 +33,7 @@ class TokenRequest:
     Attributes:
         prompt: from :func:`arimage.autoregressive.layout.build_prompt`.
         seed: of the picture's own random stream.
-        fixed: codes of the target grid (h, w) that are given, ``FREE`` (-1) where they are to be generated.
+        fixed: codes of the target grid (h, w) that are given, ``UNCONSTRAINED`` (-1) where they are to be generated.
         unconditional: the prompt without its text, for guidance; with the same grids.
     """
 
@@ -108,7 +108,7 @@ class _Batch:
         self.room = int(self.counts.max()) + self.ahead
         self.offsets = torch.arange(self.ahead, device=device)
         self.uniform = _stack([_uniform(request) for request in requests], self.room).to(device)
-        self.fixed = _stack([_fixed(request) for request in requests], self.room, fill=FREE).to(device)
+        self.fixed = _stack([_fixed(request) for request in requests], self.room, fill=UNCONSTRAINED).to(device)
         self.any_fixed = bool((self.fixed >= 0).any())
         self.grids = _stack([_grids_of_places(request.prompt) for request in requests], self.room, fill=1).to(device)
         self.codes = torch.zeros(len(requests), self.room, dtype=torch.long, device=device)
@@ -117,10 +117,10 @@ class _Batch:
         if self.model.fixed_steps:
             self._run_recorded(on_progress)
         else:
-            self._run_ahead(on_progress)
+            self._speculate(on_progress)
         return [_cut(codes, request.prompt.grids) for codes, request in zip(self.codes.cpu(), self.requests)]
 
-    def _run_ahead(self, on_progress: Callable[[TokenProgress], None] | None) -> None:
+    def _speculate(self, on_progress: Callable[[TokenProgress], None] | None) -> None:
         """Some tokens of every picture in a pass: guessed ahead, and kept as far as the guesses come true.
 
         A token is a function of what is before it and of its own random number, so a token drawn behind right guesses
@@ -142,9 +142,9 @@ class _Batch:
                 live, stay = live[unfinished], unfinished.nonzero()[:, 0].to(device)
                 cache.keep(torch.cat([stay, stay + len(pictures)]) if self.guided else stay)
                 pictures, first, guessed = pictures[stay], first[stay], guessed[stay]
-            count = self._passed(len(live), usual, int((self.counts - known)[live].max()))
+            count = self._accepted_length(len(live), usual, int((self.counts - known)[live].max()))
             places = first + self.offsets[:count]
-            self._guess(pictures, places[:, :-1], guessed)
+            self._draft(pictures, places[:, :-1], guessed)
             rows, at = self._rows(pictures, len(self.requests)), self._rows(places - 1)
             fed = self._rows(self.codes[pictures, places - 1])
             hidden = model.step(fed, (cos[rows, at], sin[rows, at]), cache)
@@ -174,12 +174,12 @@ class _Batch:
         def next_token() -> None:
             fed = self._rows(self.codes[pictures, place])
             at = self._rows(pictures, len(self.requests)), self._rows(place)
-            hidden = self.model.fixed_step(fed, (cos[at], sin[at]), cache)
+            hidden = self.model.static_step(fed, (cos[at], sin[at]), cache)
             place.add_(1)
             self.codes[pictures, place] = self._draw(self._scores(hidden), pictures, place)
             cache.lengths.add_(1)
 
-        step = Recorded(next_token, self.model.device)
+        step = CudaGraphStep(next_token, self.model.device)
         for position in range(1, int(self.counts.max()) + 1):
             if position > 1:
                 step()
@@ -189,13 +189,13 @@ class _Batch:
         """What (pictures, S) is for all rows: (rows, S); ``to_twin`` is added for unconditional ones."""
         return torch.cat([by_picture, by_picture + to_twin]) if self.guided else by_picture
 
-    def _passed(self, pictures: int, usual: float, left: int) -> int:
+    def _accepted_length(self, pictures: int, usual: float, left: int) -> int:
         """How many tokens of each picture a pass takes: fewer of many pictures, and where few guesses come true."""
         rows = 2 * pictures if self.guided else pictures
         most = max(1, min(self.ahead, AHEAD_ROWS // rows, left))
         return most if usual >= WORTH_IT else min(most, FEW_AHEAD)
 
-    def _guess(self, pictures: Tensor, places: Tensor, guessed: Tensor) -> None:
+    def _draft(self, pictures: Tensor, places: Tensor, guessed: Tensor) -> None:
         """Write what is given, or else the nearest code above, or the last one, at places beyond ``guessed``."""
         if places.shape[1] == 0:
             return
@@ -250,7 +250,7 @@ def _uniform(request: TokenRequest) -> Tensor:
 
 
 def _fixed(request: TokenRequest) -> Tensor:
-    fixed = torch.full((request.prompt.new_tokens,), FREE)
+    fixed = torch.full((request.prompt.new_tokens,), UNCONSTRAINED)
     if request.fixed is not None:
         fixed[-request.prompt.target.cells :] = request.fixed.reshape(-1)
     return fixed

@@ -180,7 +180,7 @@ class Layer(nn.Module):
         keys, values = cache.append(layer, heads[:, :, attention.heads :])
         return self._finish(hidden, step_attention(heads[:, :, : attention.heads], keys, values, visible))
 
-    def fixed_step(self, hidden: Tensor, rope: Rotation, pairs: Tensor, lengths: Tensor, visible: Tensor) -> Tensor:
+    def static_step(self, hidden: Tensor, rope: Rotation, pairs: Tensor, lengths: Tensor, visible: Tensor) -> Tensor:
         """:meth:`step` of one token, over all of a layer's cache ``pairs``, written at ``lengths`` (B,)."""
         attention = self.self_attn
         heads = attention.project_step(self.input_layernorm(hidden), rope)
@@ -214,7 +214,7 @@ class AutoregressiveModel(nn.Module):
     """Token ids and 3-D positions to scores of vision words.
 
     In training ``gradient_checkpointing`` trades time for memory, and ``text_rows_frozen`` lets only vision words learn
-    their rows of the embedding. ``fixed_steps`` has generation go by :meth:`fixed_step`.
+    their rows of the embedding. ``fixed_steps`` has generation go by :meth:`static_step`.
     """
 
     def __init__(self, config: TextModelConfig) -> None:
@@ -308,7 +308,7 @@ class AutoregressiveModel(nn.Module):
             hidden = cast(Layer, layer).step(hidden, rope, cache, index, visible)
         return self.model.language_model.norm(hidden)
 
-    def fixed_step(self, tokens: Tensor, rope: Rotation, cache: KeyValueCache) -> Tensor:
+    def static_step(self, tokens: Tensor, rope: Rotation, cache: KeyValueCache) -> Tensor:
         """One token more for every row, by tensors that keep their shapes and places, so that it can be recorded.
 
         All of the cache is read, whatever it holds; the caller counts on ``cache.lengths`` in place.
@@ -324,11 +324,11 @@ class AutoregressiveModel(nn.Module):
         capacity = torch.arange(cache.pairs[0].shape[2], device=self.device)
         visible = capacity <= cache.lengths[:, None, None]
         for layer, pairs in zip(self.model.language_model.layers, cache.pairs):
-            hidden = cast(Layer, layer).fixed_step(hidden, rope, pairs, cache.lengths, visible)
+            hidden = cast(Layer, layer).static_step(hidden, rope, pairs, cache.lengths, visible)
         return self.model.language_model.norm(hidden)
 
     def compile_steps(self) -> None:
-        """Have the layers' :meth:`fixed_step` compiled (``torch.compile``) when they are first run."""
+        """Have the layers' :meth:`static_step` compiled (``torch.compile``) when they are first run."""
         for layer in cast("list[Layer]", list(self.model.language_model.layers)):
-            layer.fixed_step = torch.compile(layer.fixed_step)  # type: ignore[method-assign]
+            layer.static_step = torch.compile(layer.static_step)  # type: ignore[method-assign]
         self.fixed_steps = True

@@ -1,10 +1,9 @@
 """Starting points for training: a checkpoint folder with random weights, or one that begins from GLM-4.
 
-Weights are normal with a variance of one over their inputs, biases zero; embeddings are wide enough that the norms
-behind them do not blow their gradients up. GLM-4's norms behind attention and feed-forward begin at a fifth, or the
-blocks of an untrained model would drown what its tokens say. AdaLN-zero in the diffusion transformer (Peebles & Xie
-2022, arXiv:2212.09748), so that every block starts as the identity; the autoencoder close to linear; the glyph encoder
-as its library does it.
+Weights are normal with variance 1 / inputs, biases zero; embeddings are wide enough that the norms behind them do not
+blow up their gradients. GLM-4's post-norms start at 0.2, so that untrained blocks do not swamp the embeddings. Blocks
+of the diffusion transformer start as the identity (AdaLN-zero, Peebles & Xie 2022, arXiv:2212.09748), the autoencoder
+starts close to linear, the glyph encoder as its library initialises it.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,7 @@
-"""What training never sees: a pure function of what something is, never of a picture.
+"""The split into training and evaluation: a pure function of names, by hashing them.
 
-Every concept has near twins in other styles, so concepts, words and combinations are held out, by hashing their
-names. Nothing is listed, so nothing can drift: the same name falls on the same side everywhere.
+Every concept has near twins in other styles, so concepts, words and combinations are held out, never single pictures.
+Nothing is listed, so nothing can drift: the same name falls on the same side everywhere.
 """
 
 import hashlib

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from arimage.autoregressive.generation import FREE, TOKEN_BATCH, TokenProgress, TokenRequest, generate_grids
+from arimage.autoregressive.generation import TOKEN_BATCH, UNCONSTRAINED, TokenProgress, TokenRequest, generate_grids
 from arimage.autoregressive.layout import Prompt, build_prompt, target_grid
 from arimage.images.sizes import resized
 from arimage.inference.networks import Networks
@@ -90,7 +90,7 @@ class Engine:
         every ``preview_every`` steps. What a callback raises ends the call; nothing is left half done, and pictures
         that are through with diffusion are still handed over.
         """
-        sources = self._encode_sources(requests)
+        sources = self._encode_references(requests)
         glyphs = self._encode_glyphs([request.prompt for request in requests], settings.negative_text)
         token_requests = self._token_requests(requests, settings, sources)
         work = _Work(requests, settings, sources, glyphs, on_progress, on_preview, estimates)
@@ -123,7 +123,7 @@ class Engine:
 
         So tokens of pictures that have little to do with each other are generated in one batch.
         """
-        token_requests = self._token_requests(requests, settings, self._encode_sources(requests))
+        token_requests = self._token_requests(requests, settings, self._encode_references(requests))
         codes: dict[int, list[Tensor]] = {}
         for group in _batches(range(len(requests)), TOKEN_BATCH):
             codes |= self._generate_tokens(requests, token_requests, settings, group, on_progress)
@@ -132,7 +132,7 @@ class Engine:
             for i, request in enumerate(requests)
         ]
 
-    def _encode_sources(self, requests: Sequence[ImageRequest]) -> Sources:
+    def _encode_references(self, requests: Sequence[ImageRequest]) -> Sources:
         """Codes and latents of every reference and canvas, each picture once a size.
 
         Keyed by the picture's identity and its size in the networks.
@@ -175,7 +175,7 @@ class Engine:
         if request.mask is not None and request.canvas is not None:
             known = sources[id(request.canvas), request.size].codes
             protected = request.mask.protected_cells(*target_grid(*request.size))
-            fixed = torch.where(protected, known, FREE)
+            fixed = torch.where(protected, known, UNCONSTRAINED)
         unconditional = None
         if settings.tokens.guidance != 1:
             without_text = replace(request, prompt="")

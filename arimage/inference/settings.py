@@ -9,11 +9,11 @@ from arimage.autoregressive.sampling import TokenSampling
 from arimage.errors import UsageError, nearest
 from arimage.inference.requests import Preview, Progress
 from arimage.inference.results import GeneratedImage
-from arimage.options import OPTIONS, Half, SamplingOptions, Tier, resolve
+from arimage.options import OPTIONS, Phase, SamplingOptions, Tier, resolve
 from decoder.diffusion_decoder import DecoderSettings
 
 # Where the options of each half go: a field of Settings, and its type; what has no field there is one of Settings.
-HALVES: dict[Half, tuple[str, type]] = {"diffusion": ("decoder", DecoderSettings), "tokens": ("tokens", TokenSampling)}
+PHASES: dict[Phase, tuple[str, type]] = {"diffusion": ("decoder", DecoderSettings), "tokens": ("tokens", TokenSampling)}
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,15 @@ class Settings:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Settings":
         """From settings by the names of their options."""
-        parts: dict[str, dict[str, Any]] = {part: {} for part, _ in HALVES.values()}
+        parts: dict[str, dict[str, Any]] = {part: {} for part, _ in PHASES.values()}
         own: dict[str, Any] = {}
         for name, value in values.items():
             option = OPTIONS[name]
             assert option.half is not None
-            part, kind = HALVES[option.half]
+            part, kind = PHASES[option.half]
             target = option.setting or name
             (parts[part] if target in {one.name for one in fields(kind)} else own)[target] = value
-        return cls(**{part: kind(**parts[part]) for part, kind in HALVES.values()}, **own)
+        return cls(**{part: kind(**parts[part]) for part, kind in PHASES.values()}, **own)
 
 
 class Options(SamplingOptions, total=False):

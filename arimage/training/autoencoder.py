@@ -22,7 +22,7 @@ from arimage.errors import UsageError
 from arimage.training.config import AutoencoderTraining, TrainConfig
 from arimage.training.examples import Example
 from arimage.training.objective import Losses, Objective, generator, noise_of, under
-from arimage.training.principal import PATCHES, begin_with_principal_components
+from arimage.training.pca import PATCHES, initialize_from_pca
 from tokenizer.pixels import picture, pixels
 
 SCALES = 3
@@ -49,7 +49,7 @@ class AutoencoderObjective(Objective):
 
     def prepare(self, batches: Any) -> None:
         """Begin with the principal components of patches of what the scenes show, if the stage says so."""
-        if not self.settings.principal:
+        if not self.settings.pca_init:
             return
         parts: list[Tensor] = []
         step = 0
@@ -62,9 +62,9 @@ class AutoencoderObjective(Objective):
                     parts.append(part[torch.randperm(len(part), generator=generator(example.seed, 1))[:BOX_PATCHES]])
             step += 1
         try:
-            decibels = begin_with_principal_components(self.network, torch.cat(parts), self.config.seed)
+            decibels = initialize_from_pca(self.network, torch.cat(parts), self.config.seed)
         except ValueError as error:
-            raise UsageError(f"autoencoder.principal: {error}") from None
+            raise UsageError(f"autoencoder.pca_init: {error}") from None
         print(f"{self.network.config.latent_channels} principal components of 8x8 patches: {decibels:.2f} dB")
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class AutoencoderObjective(Objective):
 
     def _side(self, seed: int) -> int:
         """Of the crops of a batch."""
-        sides, shares = [self.settings.crop, *self.settings.larger], list(self.settings.larger.values())
+        sides, shares = [self.settings.crop, *self.settings.crop_sizes], list(self.settings.crop_sizes.values())
         return Random(seed).choices(sides, [1 - sum(shares), *shares])[0]
 
     def forward(self, batch: Mapping[str, Any]) -> Losses:
@@ -228,7 +228,7 @@ def _cropped(example: Example, settings: AutoencoderTraining, crop: int) -> Imag
     random = Random(example.seed)
     most = max(0, width - crop), max(0, height - crop)
     left, top = random.randint(0, most[0]), random.randint(0, most[1])
-    if random.random() < settings.shown:
+    if random.random() < settings.object_crop_prob:
         box = random.choice(shown_boxes(example.pictured))
         middle = random.randint(box[0], box[2] - 1), random.randint(box[1], box[3] - 1)
         left, top = (min(max(0, at - crop // 2), limit) for at, limit in zip(middle, most))

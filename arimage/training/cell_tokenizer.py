@@ -1,10 +1,9 @@
-"""Training of a semantic tokenizer that names things: a thing has one code on every background, anywhere.
+"""Training of the semantic tokenizer by classification (``tokenizer.cell_classes``): an object has the same codes on
+every background.
 
-Codes are classes of neutral cells (:mod:`arimage.training.cells`): every thing on grey, every letter without its sign.
-The vision encoder sees the whole picture as it is, with attention but without positions, and learns by cross-entropy
-to say which class the neutral view has in each cell; the codebook's vectors are the classes' directions and learn with
-it. So it can tell a thing from its ground by what the rest of the picture shows, and two views of a thing are forced
-into one code.
+Cells of objects drawn on grey, and of letters without their sign, are clustered (:mod:`arimage.training.cells`); each
+cluster is a code. The vision encoder sees the picture as it is, with attention but without positions, and learns by
+cross-entropy which cluster each cell belongs to. The codebook's vectors are the clusters' directions and learn with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -95,7 +94,7 @@ class CellTokenizerObjective(Objective):
             record = example.pictured
             view = half_size_pixels(record.image)
             target, places = neutral_view(record, view, self.assets, self.patch)
-            views.append(_worn(record.image, view, example.seed, self.settings.wear))
+            views.append(_degraded(record.image, view, example.seed, self.settings.degradation_prob))
             neutral.append(target)
             letters.append(places >= 0)
         plain = torch.stack([half_size_pixels(example.pictured.image) for example in examples])
@@ -111,11 +110,11 @@ class CellTokenizerObjective(Objective):
         return vectors @ F.normalize(self.codebook, dim=-1).T / TEMPERATURE
 
     def forward(self, batch: Mapping[str, Any]) -> Losses:
-        wanted = self.classes.name(cells_of(batch["neutral"], self.patch))
+        wanted = self.classes.assign(cells_of(batch["neutral"], self.patch))
         scores, plain, letters = self.scores(batch["views"]), batch["plain"], batch["letters"]
         losses = F.cross_entropy(scores.flatten(0, 2), wanted.flatten(), reduction="none").view_as(plain)
         right = (scores.argmax(dim=-1) == wanted).float()
-        weight = torch.where(plain, self.settings.ground, 1.0)
+        weight = torch.where(plain, self.settings.flat_cell_weight, 1.0)
         parts: Losses = {"loss": (losses * weight).sum() / weight.sum()}
         for name, where in (("ground", plain), ("letters", letters), ("things", ~plain & ~letters)):
             if where.any():
@@ -132,7 +131,7 @@ class CellTokenizerObjective(Objective):
         for number, example in enumerate(examples[:6]):
             view = half_size_pixels(example.pictured.image)
             neutral, _ = neutral_view(example.pictured, view, self.assets, self.patch)
-            true = self.classes.name(cells_of(neutral[None].to(self.device), self.patch))
+            true = self.classes.assign(cells_of(neutral[None].to(self.device), self.patch))
             given = self.scores(view[None].to(self.device)).argmax(dim=-1)
             rows = [view, *(self.classes.painted(codes, self.patch)[0].cpu() for codes in (true, given))]
             shown.append((f"looks of codes {number}", picture(torch.cat(rows, dim=-1))))
@@ -155,7 +154,7 @@ def read_classes(path: Path, like: Classes) -> dict[str, Tensor]:
     return found
 
 
-def _worn(image: Image.Image, view: Tensor, seed: int, share: float) -> Tensor:
+def _degraded(image: Image.Image, view: Tensor, seed: int, share: float) -> Tensor:
     """A view as it might be of a picture that was rendered: a share of them a little blurred and noisy."""
     random = generator(seed, 5)
     chance, blur, noise = torch.rand(3, generator=random).tolist()

@@ -119,7 +119,7 @@ class Classes(torch.nn.Module):
         return float(((distance + left) * share).sum() / cells.shape[1]) ** 0.5
 
     @torch.no_grad()
-    def name(self, cells: Tensor) -> Tensor:
+    def assign(self, cells: Tensor) -> Tensor:
         """The class of each cell: (..., pixels) to (...) int64."""
         points = (cells.flatten(0, -2) - self.mean) @ self.basis
         return _nearest(points, self.centers)[1].view(cells.shape[:-1])

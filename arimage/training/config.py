@@ -61,33 +61,34 @@ class TokenizerTraining(_Strict):
     """Losses of the semantic tokenizer (weights), and how the codebook learns.
 
     Attributes:
-        neutral: codes are classes of cells of scenes on neutral ground, which the encoder learns to name from the whole
-            picture (:mod:`arimage.training.cell_tokenizer`); of the settings below only those that say so count.
-        classes: with ``neutral``, the file ``classes.safetensors`` of an earlier run, whose codes then keep their
+        cell_classes: codes are classes of cells of scenes on neutral ground, which the encoder learns to tell from the
+            whole picture (:mod:`arimage.training.cell_tokenizer`); of the settings below only those that say so count.
+        classes: with ``cell_classes``, the file ``classes.safetensors`` of an earlier run, whose codes then keep their
             meaning; by default the run finds its own classes and writes them into its output.
-        components, class_samples, class_iterations: with ``neutral``, principal components of a cell's pixels that are
-            compared, scenes in which cells are gathered, and rounds of k-means.
-        large_cells: with ``neutral``, the weight of a different cell in scenes twice as large as the smallest.
-        ground: with ``neutral``, the weight of flat cells in the loss.
-        wear: with ``neutral``, the share of views that are blurred and noisy, as rendered pictures are.
+        components, class_samples, class_iterations: with ``cell_classes``, principal components of a cell's pixels that
+            are compared, scenes in which cells are gathered, and rounds of k-means.
+        large_cells: with ``cell_classes``, the weight of a different cell in scenes twice as large as the smallest.
+        flat_cell_weight: with ``cell_classes``, the weight of flat cells in the loss.
+        degradation_prob: with ``cell_classes``, the share of views that are blurred and noisy, as rendered pictures
+            are.
         frozen_encoder: train the quantiser alone, on the features of the encoder as it is.
         pixels, contrast, commitment, features: weights of the losses; ``features`` counts with a frozen encoder.
         decoder_layers, decoder_size: of the throw-away pixel decoder.
         text_layers: of the small text tower.
-        decay, dead_below: of the codebook's moving averages; codes used less often are replaced.
-        most_per_code: so many tokens of a batch at most move one code, so that flat backgrounds, which are most of
-            all tokens, do not take the codebook for themselves; None lets all.
+        codebook_decay, dead_below: of the codebook's moving averages; codes used less often are replaced.
+        max_updates_per_code: so many tokens of a batch at most move one code, so that flat backgrounds, which are most
+            of all tokens, do not take the codebook for themselves; None lets all.
         rotation_trick: pass gradients through the quantiser by rotation (Fifty et al. 2024, arXiv:2410.06424).
     """
 
-    neutral: bool = False
+    cell_classes: bool = False
     classes: str | None = None
     components: int = Field(96, ge=1)
     class_samples: int = Field(6000, ge=1)
     class_iterations: int = Field(15, ge=1)
     large_cells: float = Field(0.1, gt=0, le=1)
-    ground: float = Field(0.1, ge=0, le=1)
-    wear: float = Field(0.25, ge=0, le=1)
+    flat_cell_weight: float = Field(0.1, ge=0, le=1)
+    degradation_prob: float = Field(0.25, ge=0, le=1)
     frozen_encoder: bool = False
     pixels: float = Field(1.0, ge=0)
     contrast: float = Field(0.1, ge=0)
@@ -96,9 +97,9 @@ class TokenizerTraining(_Strict):
     decoder_layers: int = Field(2, ge=1)
     decoder_size: int = Field(192, ge=8)
     text_layers: int = Field(2, ge=1)
-    decay: float = Field(0.95, gt=0, lt=1)
+    codebook_decay: float = Field(0.95, gt=0, lt=1)
     dead_below: float = Field(0.2, ge=0)
-    most_per_code: int | None = Field(None, ge=1)
+    max_updates_per_code: int | None = Field(None, ge=1)
     rotation_trick: bool = True
 
 
@@ -107,12 +108,12 @@ class AutoencoderTraining(_Strict):
 
     Attributes:
         crop: side of the training crops in pixels, a multiple of 32; 0 takes whole pictures.
-        larger: other sides, and the share of the batches that have them; such a batch has fewer samples, so that it has
-            as many pixels. Group norm sees other statistics in whole pictures than in crops of things.
-        shown: share of the crops that lie around a thing or a letter of a scene, the others lie anywhere.
+        crop_sizes: other sides, and the share of the batches that have them; such a batch has fewer samples, so that
+            it has as many pixels. Group norm sees other statistics in whole pictures than in crops of things.
+        object_crop_prob: share of the crops that lie around a thing or a letter of a scene, the others lie anywhere.
         aligned: share of the crops that begin at multiples of 8 pixels, as latents do.
-        principal: begin with an encoder that gives the principal components of 8x8 patches
-            (:mod:`arimage.training.principal`); for an autoencoder that is not trained yet.
+        pca_init: begin with an encoder that gives the principal components of 8x8 patches
+            (:mod:`arimage.training.pca`); for an autoencoder that is not trained yet.
         l2: of squared differences, beside L1, whose weight is 1.
         edges: of picture gradients at three scales, the perceptual loss that needs no other network.
         perceptual: of features of ``perceptual_model``, a local folder of a vision model that transformers opens.
@@ -125,10 +126,10 @@ class AutoencoderTraining(_Strict):
     """
 
     crop: int = Field(128, ge=0, multiple_of=32)
-    larger: dict[Annotated[int, Field(ge=32, multiple_of=32)], float] = Field(default_factory=dict)
-    shown: float = Field(0.0, ge=0, le=1)
+    crop_sizes: dict[Annotated[int, Field(ge=32, multiple_of=32)], float] = Field(default_factory=dict)
+    object_crop_prob: float = Field(0.0, ge=0, le=1)
     aligned: float = Field(0.0, ge=0, le=1)
-    principal: bool = False
+    pca_init: bool = False
     l2: float = Field(0.0, ge=0)
     edges: float = Field(1.0, ge=0)
     perceptual: float = Field(0.0, ge=0)
@@ -172,12 +173,12 @@ class Distillation(_Strict):
 
     Attributes:
         steps: that the student is for; at another number it is no good.
-        substeps: of the teacher within each of them.
+        teacher_substeps: of the teacher within each of them.
         guidance: of the teacher, which the student takes over.
     """
 
     steps: int = Field(4, ge=1)
-    substeps: int = Field(4, ge=1)
+    teacher_substeps: int = Field(4, ge=1)
     guidance: float = Field(1.5, ge=1)
 
 
@@ -360,8 +361,8 @@ class TrainConfig(_Strict):
             raise ValueError("vision_rows_only is for the autoregressive model")
         if self.vision_rows_only and self.weight_decay:
             raise ValueError("vision_rows_only needs weight_decay 0, or text rows would decay")
-        if sum(self.autoencoder.larger.values()) > 1 or min(self.autoencoder.larger.values(), default=0) < 0:
-            raise ValueError("autoencoder.larger: the shares are not negative, and 1 at most together")
+        if sum(self.autoencoder.crop_sizes.values()) > 1 or min(self.autoencoder.crop_sizes.values(), default=0) < 0:
+            raise ValueError("autoencoder.crop_sizes: the shares are not negative, and 1 at most together")
         if self.autoencoder.perceptual and not self.autoencoder.perceptual_model:
             raise ValueError("autoencoder.perceptual needs autoencoder.perceptual_model")
         return self

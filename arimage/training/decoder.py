@@ -181,7 +181,7 @@ class DecoderObjective(Objective):
         noise = noise_of(sample.seeds, sample.latents.shape[1:], NOISE).to(sample.latents.device)
         places = (uniform_of(sample.seeds, 1, LEVEL)[:, 0] * teacher.steps).long()
         texts, references = sample.glyph_texts, sample.references
-        noisy, timestep, target = teacher.walk(sample.latents, noise, places, sample.codes, texts, references)
+        noisy, timestep, target = teacher.rollout(sample.latents, noise, places, sample.codes, texts, references)
         velocity, silent = self.predict(sample, noisy, timestep)
         return {"loss": F.mse_loss(velocity.float(), target) + (silent if isinstance(silent, float) else silent.mean())}
 
@@ -198,7 +198,7 @@ class DecoderObjective(Objective):
         blank = torch.zeros_like(latents[0, :, :4, :4]), torch.zeros(1, 1, dtype=torch.long, device=latents.device)
         zero: Tensor | float = 0.0
         for _ in range(int(most) - count):
-            cache = self.transformer.encode_references([[blank]])
+            cache = self.transformer.cache_references([[blank]])
             assert cache is not None
             zero = zero + sum((key.sum() + value.sum()) * 0 for key, value in cache.layers)
         return zero

@@ -44,7 +44,7 @@ def velocity_of(
         target_size=torch.tensor([full_size or size], device=noisy.device).expand(count, -1) * PIXELS_PER_LATENT,
         crop=None if corners is None else corners * PIXELS_PER_LATENT,
         prior_dropped=no_codes,
-        references=transformer.encode_references([[(one.latents, one.codes) for one in row] for row in references]),
+        references=transformer.cache_references([[(one.latents, one.codes) for one in row] for row in references]),
     )
 
 
@@ -71,7 +71,7 @@ class Teacher:
         return self.settings.steps
 
     @torch.no_grad()
-    def walk(
+    def rollout(
         self,
         clean: Tensor,
         noise: Tensor,
@@ -85,10 +85,10 @@ class Teacher:
         Returns:
             Latents at the start, the timestep there, and the mean velocity of the walk.
         """
-        substeps = self.settings.substeps
-        fine = flow_schedule(self.steps * substeps, clean.shape[-2] * clean.shape[-1] // 4, self.schedule)
+        teacher_substeps = self.settings.teacher_substeps
+        fine = flow_schedule(self.steps * teacher_substeps, clean.shape[-2] * clean.shape[-1] // 4, self.schedule)
         sigmas, timesteps = fine.sigmas.to(clean.device), fine.timesteps.to(clean.device)
-        places = places.to(clean.device) * substeps
+        places = places.to(clean.device) * teacher_substeps
         glyphs = self.glyph_encoder.encode_padded(texts)
         nothing = self.glyph_encoder.encode_padded([[] for _ in texts])
         alone: list[list[EncodedReference]] = [[] for _ in references]
@@ -99,7 +99,7 @@ class Teacher:
 
         start = (1 - level(places)) * clean + level(places) * noise
         latents = start
-        for step in range(substeps):
+        for step in range(teacher_substeps):
             here = places + step
             velocity = velocity_of(self.transformer, latents, timesteps[here], codes, glyphs, references).float()
             if self.settings.guidance != 1:
@@ -108,4 +108,4 @@ class Teacher:
                 ).float()
                 velocity = unguided + self.settings.guidance * (velocity - unguided)
             latents = latents + (level(here + 1) - level(here)) * velocity
-        return start, timesteps[places], (latents - start) / (level(places + substeps) - level(places))
+        return start, timesteps[places], (latents - start) / (level(places + teacher_substeps) - level(places))

@@ -38,7 +38,7 @@ class LossGuard:
         self.recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
         self.skipped = self.overflows = 0
 
-    def sound(self, step: int, totals: Mapping[str, float], batches: Sequence[Batch]) -> bool:
+    def accepts(self, step: int, totals: Mapping[str, float], batches: Sequence[Batch]) -> bool:
         """Whether loss and gradient of a step (0-based) are finite and not far above the usual.
 
         Raises:

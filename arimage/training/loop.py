@@ -30,7 +30,7 @@ from arimage.training.objectives import build_objective, choose_trainable
 from arimage.training.optimizer import learning_rate
 from arimage.training.processes import Processes, mean
 from arimage.training.progress import Progress
-from arimage.training.resume import Learner, weight_shapes
+from arimage.training.train_state import TrainState, weight_shapes
 
 STATES, SAMPLES = "states", "samples"
 
@@ -41,7 +41,7 @@ class Run:
     Attributes:
         step: optimiser steps done.
         first, last: the steps between which the schedule lies.
-        learner: networks, optimiser and moving average, once the run is started.
+        train_state: networks, optimiser and moving average, once the run is started.
         best, best_step: the lowest loss of an evaluation.
     """
 
@@ -99,7 +99,7 @@ class Run:
         if saved is None:
             self.processes.seed(-1)
             self.objective.prepare(self.batches)
-        self.learner = Learner(self.objective, self.config, self.processes, saved)
+        self.train_state = TrainState(self.objective, self.config, self.processes, saved)
         if saved is not None:
             self._restore(saved, restarted)
         if self.main and self.config.trackers:
@@ -133,8 +133,8 @@ class Run:
     def _restore(self, saved: state.Saved, restarted: bool) -> None:
         """Take up what a state holds besides weights; of one with other settings the average and the best figure."""
         if not restarted:
-            self.learner.load_optimizer(saved)
-        self.learner.load_average(saved, restarted)
+            self.train_state.load_optimizer(saved)
+        self.train_state.load_ema(saved, restarted)
         self.step = saved.step
         self.first = saved.step if restarted else saved.metadata.get("first", 0)
         self.losses.load_metadata(saved.metadata, restarted)
@@ -154,7 +154,7 @@ class Run:
         incoming = loader(
             self.batches, self.step * config.accumulation, self.last * config.accumulation, config.workers
         )
-        self.learner.model.train()
+        self.train_state.model.train()
         since = time.perf_counter()
         while self.step < self.last:
             figures = self.one_step(incoming)
@@ -178,10 +178,10 @@ class Run:
 
     def one_step(self, incoming: Iterator[Batch]) -> dict[str, float]:
         """One optimiser step; its mean losses, or nothing if it was left out."""
-        config, processes, learner = self.config, self.processes, self.learner
+        config, processes, train_state = self.config, self.processes, self.train_state
         processes.seed(self.step)
         rate = learning_rate(config, self.step - self.first)
-        for group in learner.optimizer.param_groups:
+        for group in train_state.optimizer.param_groups:
             group["lr"] = rate
         totals: dict[str, float] = {}
         batches: list[Batch] = []
@@ -189,26 +189,26 @@ class Run:
             batch = next(incoming)
             batches.append(batch)
             self.samples.pending += batch.bad
-            with processes.accumulating(learner.model, last=micro == config.accumulation - 1):
-                losses = learner.model(processes.moved(batch.tensors))
+            with processes.accumulating(train_state.model, last=micro == config.accumulation - 1):
+                losses = train_state.model(processes.moved(batch.tensors))
                 processes.backward(losses["loss"])
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + float(value.detach()) / config.accumulation
-        norm = self.accelerator.clip_grad_norm_(learner.parameters(), config.clip)
+        norm = self.accelerator.clip_grad_norm_(train_state.parameters(), config.clip)
         totals = self._over_processes(totals) | {"gradient_norm": float(norm), "learning_rate": rate}
         self.samples.check()
         overflow = self.losses.overflowed(self.step, totals)
-        if not overflow and not self.losses.sound(self.step, totals, batches):
-            learner.leave_out()
+        if not overflow and not self.losses.accepts(self.step, totals, batches):
+            train_state.discard_gradients()
             return {}
-        learner.take()  # after an overflow the scaler takes no step, and lowers the scale
+        train_state.optimizer_step()  # after an overflow the scaler takes no step, and lowers the scale
         totals |= self.losses.figures()
         if overflow:
             del totals["gradient_norm"]
             return totals
         self.losses.passed(totals["loss"])
         self.objective.after_step()
-        learner.follow(self.step)
+        train_state.update_ema(self.step)
         return totals
 
     def _over_processes(self, figures: dict[str, float]) -> dict[str, float]:
@@ -223,12 +223,12 @@ class Run:
         assert self.held_out is not None
         found: dict[str, list[float]] = {}
         count = self.config.evaluation_batches
-        with self.learner.averaged():
+        with self.train_state.ema_weights():
             self.processes.seed(-2)
             for number in range(count):
                 batch = self.held_out[number]
                 self.samples.pending += batch.bad
-                for name, value in self.learner.model(self.processes.moved(batch.tensors)).items():
+                for name, value in self.train_state.model(self.processes.moved(batch.tensors)).items():
                     found.setdefault(name, []).append(float(value))
             means = {name: statistics.fmean(values) for name, values in found.items()}  # not all batches have all parts
             totals = self._over_processes(means) | self.objective.report(self.held_out, count)
@@ -243,7 +243,7 @@ class Run:
         from arimage.training.samples import training_pictures, write_pictures
 
         batches = self.held_out or self.batches
-        with self.learner.averaged(), torch.no_grad():
+        with self.train_state.ema_weights(), torch.no_grad():
             shown = training_pictures(self.objective, self.checkpoint, self.config.samples, batches)
         write_pictures(shown, self.output / SAMPLES, self.step, self.accelerator.trackers)
 
@@ -254,13 +254,13 @@ class Run:
             "objective": self.objective.metadata(),
         }  # fmt: skip
         folder = self.output / STATES
-        self.learner.save(folder, self.step, self.settings, metadata, self.config.keep, self.best_step)
+        self.train_state.save(folder, self.step, self.settings, metadata, self.config.keep, self.best_step)
 
     def export(self) -> Path:
         """Write the finished checkpoint folder, in the open format."""
-        with self.learner.averaged(), torch.no_grad():
+        with self.train_state.ema_weights(), torch.no_grad():
             figures = self.objective.finish(self.held_out or self.batches)
-            weights = self.learner.weights()
+            weights = self.train_state.weights()
         if self.main:
             export(self.objective, weights, self.checkpoint, self.config)
             if figures:

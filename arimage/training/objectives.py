@@ -23,7 +23,7 @@ def build_objective(checkpoint: Checkpoint, config: TrainConfig, device: torch.d
 
 def _opened(checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -> Objective:
     given = checkpoint.config, config, device
-    if config.train == "tokenizer" and config.tokenizer.neutral:
+    if config.train == "tokenizer" and config.tokenizer.cell_classes:
         from arimage.training.cell_tokenizer import CellTokenizerObjective
 
         return CellTokenizerObjective(*given, checkpoint.semantic_tokenizer(CPU, FULL))

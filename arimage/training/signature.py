@@ -1,7 +1,7 @@
-"""What a state was made with, and what keeps a run from going on with it.
+"""Whether a run may resume from a saved state: compares the settings it was made with.
 
-A state holds all settings of its run. Those that decide the weights must be the same for a run that goes on to be the
-run that was never stopped; where to write, how often to look and what to spend memory or time on may change.
+Settings that decide the weights must be equal, so that a resumed run is the run that was never stopped. Those in
+``IGNORED_ON_RESUME`` (paths, logging, memory, time) may change.
 """
 
 import json
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from arimage.training.config import Subject, TrainConfig
 
-FREE = frozenset({
+IGNORED_ON_RESUME = frozenset({
     "workers", "log_every", "save_every", "keep", "evaluate_every", "evaluation", "evaluation_batches", "sample_every",
     "samples", "trackers", "output", "compile", "gradient_checkpointing", "on_spike", "spike_factor", "max_bad_share",
     "restart", "assets", "scenes",
@@ -30,7 +30,7 @@ def settings_of(config: TrainConfig, start_weights: str, processes: int) -> dict
 
 def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of such settings those that decide the weights. The batch is that of all processes."""
-    kept = {name: value for name, value in _completed(settings["stage"]).items() if name not in FREE}
+    kept = {name: value for name, value in _completed(settings["stage"]).items() if name not in IGNORED_ON_RESUME}
     for subject in get_args(Subject):
         if subject != kept["train"]:
             kept.pop(subject, None)

@@ -157,7 +157,7 @@ def gathered(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-class Average:
+class ExponentialMovingAverage:
     """An exponential moving average of trainable parameters, sharded as they are."""
 
     def __init__(self, decay: float, parameters: Mapping[str, Tensor]) -> None:

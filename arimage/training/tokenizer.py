@@ -51,7 +51,7 @@ class TokenizerObjective(Objective):
         self.quantizer = VectorQuantize(
             dim=sizes.embed_dim,
             codebook_size=sizes.num_embeddings,
-            decay=settings.decay,
+            decay=settings.codebook_decay,
             use_cosine_sim=True,
             kmeans_init=True,
             kmeans_iters=10,
@@ -113,7 +113,7 @@ class TokenizerObjective(Objective):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.settings.frozen_encoder):
             features = self.features(views)
         vectors = self.vectors(features)
-        few = self.settings.most_per_code if self.training else None
+        few = self.settings.max_updates_per_code if self.training else None
         quantized, codes, commitment = self.quantizer(vectors, freeze_codebook=few is not None)
         if few is not None:
             self._learn_codes(vectors.detach().flatten(0, 1), codes.flatten(), few)

@@ -7,7 +7,7 @@ import torch
 WARM_UP = 3
 
 
-class Recorded:
+class CudaGraphStep:
     """Runs ``work`` at every call; on a GPU it is recorded after a few times and played back from then on.
 
     ``work`` must read and write tensors that stay where they are, take the same way at every call and never wait for

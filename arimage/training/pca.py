@@ -1,10 +1,9 @@
-"""An autoencoder that begins as what a matrix can do: its encoder gives the principal components of 8x8 patches.
+"""PCA initialisation of the autoencoder: its encoder starts as the 16 principal components of 8x8 patches.
 
-Sixteen components keep more of small drawings than many hours of training from random kernels, and training goes on
-from there. The encoder's path without norms is linear: each strided convolution becomes the principal components of
-2x2 of what the level above keeps, residual branches begin at zero. Behind that path stands a group norm and SiLU. A
-large constant channel in a group makes its norm nearly a fixed scale, and silu(x) - silu(-x) = x makes the rest exact,
-so that the last convolution reads each component as the difference of two channels.
+They keep more of small drawings than many hours of training from random kernels, and training goes on from there. Each
+strided convolution is set to the principal components of 2x2 blocks of the level above; residual branches start at
+zero. A large constant channel in a group makes group norm nearly a fixed scale, and silu(x) - silu(-x) = x cancels the
+activation, so the last convolution reads each component exactly, as the difference of two channels.
 """
 
 from typing import Any
@@ -18,7 +17,7 @@ PATCHES = 30_000
 
 
 @torch.no_grad()
-def begin_with_principal_components(network: Any, patches: Tensor, seed: int = 0) -> float:
+def initialize_from_pca(network: Any, patches: Tensor, seed: int = 0) -> float:
     """Set the encoder of an ``AutoencoderKL`` (f8, residual branches at zero) to the components of patches.
 
     Args:

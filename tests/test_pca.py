@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from arimage.checkpoints.initialization import initial_networks
-from arimage.training.principal import begin_with_principal_components
+from arimage.training.pca import initialize_from_pca
 from tests.tiny_checkpoint import CONFIG
 
 WIDE = CONFIG.model_copy(
@@ -25,7 +25,7 @@ def patches(values: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def test_latents_begin_as_the_principal_components_of_their_patches() -> None:
     network = initial_networks(WIDE, 0)["vae"]
-    decibels = begin_with_principal_components(network, patches(pictures(64)), 0)
+    decibels = initialize_from_pca(network, patches(pictures(64)), 0)
     held_out = pictures(16, seed=1)
     latents = network.encode(held_out).latent_dist.mode().permute(0, 2, 3, 1).flatten(0, 2)
     flat = patches(held_out).flatten(1)
@@ -42,7 +42,7 @@ def test_latents_begin_as_the_principal_components_of_their_patches() -> None:
 @torch.no_grad()
 def test_latents_begin_linear() -> None:
     network = initial_networks(WIDE, 0)["vae"]
-    begin_with_principal_components(network, patches(pictures(64)), 0)
+    initialize_from_pca(network, patches(pictures(64)), 0)
     one, other = pictures(2, seed=3).split(1)
     ends = [network.encode(values).latent_dist.mode() for values in (one, other, (one + other) / 2)]
     off = (ends[2] - (ends[0] + ends[1]) / 2).square().mean().sqrt()
@@ -53,6 +53,6 @@ def test_a_network_without_room_is_refused() -> None:
     network = initial_networks(WIDE, 0)["vae"]
     network.encoder.conv_norm_out = torch.nn.GroupNorm(16, 32)
     with pytest.raises(ValueError, match="no room"):
-        begin_with_principal_components(network, patches(pictures(4)), 0)
+        initialize_from_pca(network, patches(pictures(4)), 0)
     with pytest.raises(ValueError, match="wider"):
-        begin_with_principal_components(initial_networks(CONFIG, 0)["vae"], patches(pictures(4)), 0)
+        initialize_from_pca(initial_networks(CONFIG, 0)["vae"], patches(pictures(4)), 0)

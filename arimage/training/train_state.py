@@ -1,4 +1,7 @@
-"""Weights, optimiser and moving average of a run as they are spread over its processes: saved, and taken up again."""
+"""Model, optimiser and moving average (EMA) of a run, spread over its processes: stepped, saved and loaded.
+
+Whether a run resumes from a saved state is decided in :meth:`arimage.training.loop.Run.start`.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +18,7 @@ from arimage.training.optimizer import build_optimizer
 from arimage.training.processes import Processes
 
 
-class Learner:
+class TrainState:
     """What learns in a run: the objective's networks, spread over the processes, their optimiser and moving average.
 
     Attributes:
@@ -34,7 +37,7 @@ class Learner:
         self.model, self.optimizer = processes.spread(objective, optimizer)
         if saved is not None:
             self._load_weights(saved)
-        self.average = None if config.ema is None else state.Average(config.ema, self.trainable())
+        self.ema = None if config.ema is None else state.ExponentialMovingAverage(config.ema, self.trainable())
 
     def trainable(self) -> dict[str, Tensor]:
         """Trainable parameters as they are now, by the objective's own names."""
@@ -44,35 +47,35 @@ class Learner:
         """What learns."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    def take(self) -> None:
+    def optimizer_step(self) -> None:
         """Step along the gradients."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def leave_out(self) -> None:
+    def discard_gradients(self) -> None:
         """Forget the gradients of a step that is not taken."""
         if self.processes.accelerator.scaler is not None:
             self.processes.accelerator.scaler.update()  # it has looked at them, and would refuse the next ones
         self.optimizer.zero_grad(set_to_none=True)
 
-    def follow(self, step: int) -> None:
+    def update_ema(self, step: int) -> None:
         """Let the moving average follow the weights after a step."""
-        if self.average is not None:
-            self.average.update(self.trainable(), step)
+        if self.ema is not None:
+            self.ema.update(self.trainable(), step)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def ema_weights(self) -> Iterator[None]:
         """The moving average in place of the weights, if there is one; out of training mode."""
         trainable = self.trainable()
-        if self.average is not None:
-            self.average.swap(trainable)
+        if self.ema is not None:
+            self.ema.swap(trainable)
         self.model.eval()
         try:
             yield
         finally:
             self.model.train()
-            if self.average is not None:
-                self.average.swap(trainable)
+            if self.ema is not None:
+                self.ema.swap(trainable)
 
     # Saving
 
@@ -82,7 +85,7 @@ class Learner:
         """Save everything that the next step depends on, and remove older states but the last ``keep`` and the best."""
         full = not self.sharded
         optimizer, groups = self._optimizer_state(full)
-        average = {} if self.average is None else self.average.values
+        average = {} if self.ema is None else self.ema.values
         saved = state.Saved(step, self.weights(full), optimizer, average, groups, settings, metadata)
         if self.sharded:
             state.save_sharded(folder, saved, self.processes)
@@ -152,17 +155,17 @@ class Learner:
         options = StateDictOptions(full_state_dict=saved.shards is None)
         set_optimizer_state_dict(self.model, self.optimizer.optimizer, nested, options=options)
 
-    def load_average(self, saved: state.Saved, restarted: bool) -> None:
+    def load_ema(self, saved: state.Saved, restarted: bool) -> None:
         """Take up the moving average; a new schedule keeps its own of what the state has none of."""
-        if self.average is None:
+        if self.ema is None:
             return
         if saved.shards is not None:
             folder = saved.shards / "average"
-            known = sharded_state.shapes(folder) if restarted else self.average.values
-            wanted = {name: value for name, value in self.average.values.items() if name in known}
+            known = sharded_state.shapes(folder) if restarted else self.ema.values
+            wanted = {name: value for name, value in self.ema.values.items() if name in known}
             sharded_state.read_shards(folder, wanted)
             return
-        for name, value in self.average.values.items():
+        for name, value in self.ema.values.items():
             if name in saved.average or not restarted:
                 _copy_full(value, saved.average[name])
 
