@@ -237,7 +237,7 @@ def test_crops_lie_around_what_is_shown_and_larger_ones_are_fewer(start: Path, a
         shapes.add(tuple(values.shape))
         assert values.flatten(2).std(dim=2).amax(dim=1).min() > 0  # no crop is plain ground
     assert shapes == {(16, 3, 32, 32), (4, 3, 64, 64), (1, 3, 128, 128)}
-    with pytest.raises(UsageError, match="larger"):
+    with pytest.raises(UsageError, match="crop_sizes"):
         stage("autoencoder", start, assets, tmp_path, autoencoder={"crop_sizes": {64: 0.7, 128: 0.5}})
 
 
