@@ -34,7 +34,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -345,8 +345,9 @@ def judged(result: Soak, alone: Callable[[int], list[Image.Image]]) -> dict[str,
 
 def killed(options: list[str], server: ServerProcess, request: Request, pictures: list[Image.Image]) -> dict[str, Any]:
     """Kill a server in the middle of a request, and start it again on its port."""
+    long = replace(request, fields={**request.fields, "n": 10})
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(request.served, server.client)
+        waiting = pool.submit(long.served, server.client)
         time.sleep(0.1)
         server.kill()
         told = waiting.exception(60)
@@ -397,7 +398,8 @@ def main() -> int:
     if options.output is not None:
         options.output.write_text(json.dumps(results, indent=1))
     outcome, after = results["soak"], results["killed"]
-    bad = outcome["lost"] or outcome["different"] or outcome["memory_growth"] > FLAT or not after["same_picture"]
+    bad = outcome["lost"] or outcome["different"] or outcome["memory_growth"] > FLAT
+    bad = bad or not after["same_picture"] or after["exit_code"] != 0
     return 1 if bad else 0
 
 

@@ -258,6 +258,8 @@ def test_errors_are_the_clients_own(running: Running) -> None:
         client.images.generate(prompt="a", extra_body={"stesp": 3})
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong").images.generate(prompt="a")
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="wrong").images.edit(image=("a.png", bytes(2**22)), prompt="a")
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("another")
     with pytest.raises(openai.BadRequestError) as caught:

@@ -287,6 +287,8 @@ class ImagePipeline:
             UsageError: an option is wrong.
             Cancelled: ``cancel`` was set.
         """
+        if options.get("rewrite") is not None:
+            raise UsageError("make takes prompts as they are: rewrite them first, with arimage.Rewriter")
         _, _, settings = settings_from(options, self.checkpoint.sampling)
         self._check(requests, settings)
         on_image = cast("Callable[[EngineImage], None] | None", options.get("on_image"))

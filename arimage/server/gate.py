@@ -54,7 +54,7 @@ class Gate:
         except Exception as error:
             LOG.exception("fault", extra={"fields": {"request_id": request_id}})
             if status == NO_ANSWER:
-                await self._refuse(fault(error), scope, receive, sending)
+                await error_response(fault(error), self.metrics)(scope, receive, sending)
         finally:
             seconds, path = time.monotonic() - began, self.paths(scope)
             self.metrics.requests.labels(path, str(status)).inc()
@@ -73,7 +73,6 @@ class Gate:
             return
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > most:
-            await _swallow(receive, SWALLOWED * most)
             await self._refuse(_too_long(most), scope, receive, send)
             return
         seen = 0
@@ -106,6 +105,8 @@ class Gate:
         return origin.partition("://")[2] == host and (self.config.api_key is not None or _is_address(host))
 
     async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request of which nothing is read; its sender listens when all of it is sent."""
+        await _swallow(receive, SWALLOWED * self.config.max_body)
         await error_response(error, self.metrics)(scope, receive, send)
 
 
