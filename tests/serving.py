@@ -15,7 +15,7 @@ from arimage.server.run import Server, listen
 KEY = "secret"
 
 
-def until(condition: Any, seconds: float = 30) -> None:
+def until(condition: Any, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come about"
@@ -58,5 +58,5 @@ class Running:
 
     def close(self) -> None:
         self.server.stop()
-        self.thread.join(30)
+        self.thread.join(120)
         assert not self.thread.is_alive()

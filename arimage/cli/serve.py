@@ -73,11 +73,14 @@ def serve(
 
     arimage serve --model runs/nano/nano --port 9000 --alias gpt-image-2
     """
+    import importlib
+
     from arimage.cli.console import Console, rewriter_at
     from arimage.errors import ArimageError, UsageError
     from arimage.files import check_writable
 
     try:
+        importlib.import_module("python_multipart")  # which is asked for only when a form arrives
         from arimage.server.config import MEBIBYTE, ServerConfig
         from arimage.server.logs import logging_to_stderr
         from arimage.server.run import Server, is_loopback, listen

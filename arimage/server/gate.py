@@ -19,6 +19,7 @@ from arimage.server.metrics import Metrics
 
 OPEN_PATHS = ("/health/live", "/health/ready")
 NO_ANSWER = 499
+LONGEST_ORIGIN = 100
 SWALLOWED = 4  # times the limit of a body: what is read of a longer one, so that its sender reads the answer
 
 
@@ -68,7 +69,8 @@ class Gate:
             await self._refuse(ApiError(401, "invalid_api_key", message), scope, receive, send)
             return
         if not self._has_known_origin(headers):
-            message = "pages of other origins may not call this server: start it with --cors ORIGIN"
+            origin = headers["origin"][:LONGEST_ORIGIN]
+            message = f"pages of {origin} may not call this server: start it with --cors {origin}"
             await self._refuse(ApiError(403, "origin_not_allowed", message), scope, receive, send)
             return
         length = headers.get("content-length", "0")
@@ -96,13 +98,13 @@ class Gate:
     def _has_known_origin(self, headers: Headers) -> bool:
         """Browsers send forms of any page to any server, and only name the page that they come from.
 
-        A page of this server's own name is known; without a key only where that is an address or localhost, since
-        whoever owns a name can have it lead here (DNS rebinding).
+        A page of this server's own name is known; without a key only where that is an address or a name of the local
+        network, since whoever owns a public name can have it lead here (DNS rebinding).
         """
         origin, host = headers.get("origin"), headers.get("host", "")
         if origin is None or origin in self.config.cors or "*" in self.config.cors:
             return True
-        return origin.partition("://")[2] == host and (self.config.api_key is not None or _is_address(host))
+        return origin.partition("://")[2] == host and (self.config.api_key is not None or _is_local(host))
 
     async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request of which nothing is read; its sender listens when all of it is sent."""
@@ -129,13 +131,13 @@ async def _swallow(receive: Receive, most: int) -> None:
         more = message["type"] == "http.request" and message.get("more_body", False)
 
 
-def _is_address(host: str) -> bool:
-    """Whether a Host header names an address, or localhost, which nobody else can own."""
-    name = re.sub(r":\d*$", "", host).strip("[]")
+def _is_local(host: str) -> bool:
+    """Whether a Host header names an address, or a name that is nobody's on the internet."""
+    name = re.sub(r":\d*$", "", host.lower()).strip("[]")
     try:
-        return name.lower() == "localhost" or bool(ipaddress.ip_address(name))
+        return bool(ipaddress.ip_address(name))
     except ValueError:
-        return False
+        return bool(name) and ("." not in name or name.endswith((".local", ".localhost")))
 
 
 def _request_id(given: str | None) -> str:
