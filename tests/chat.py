@@ -6,18 +6,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Chat:
-    """Listens on loopback; ``answer`` is what it says, ``asked`` what it was asked last."""
+    """Listens on loopback; ``answer`` is what it says, ``asked`` what it was asked last, ``count`` how often."""
 
     def __init__(self) -> None:
         self.answer: object = ""
-        self.status = 200
+        self.ended = "stop"
+        self.status, self.count = 200, 0
         self.asked: dict = {}
         chat = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 chat.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                body = json.dumps({"choices": [{"message": {"content": chat.answer}}]}).encode()
+                chat.count += 1
+                choice = {"message": {"content": chat.answer}, "finish_reason": chat.ended}
+                body = json.dumps({"choices": [choice]}).encode()
                 self.send_response(chat.status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()

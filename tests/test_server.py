@@ -4,9 +4,9 @@ import base64
 import http.client
 import io
 import json
+import logging
 import struct
 import threading
-import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,59 +29,17 @@ pytest.importorskip("prometheus_client")
 pytest.importorskip("uvicorn")
 openai = pytest.importorskip("openai")
 
+from starlette.datastructures import Headers  # noqa: E402
+
 from arimage.server.config import ServerConfig  # noqa: E402
-from arimage.server.run import Server, is_loopback, listen  # noqa: E402
+from arimage.server.gate import Gate  # noqa: E402
+from arimage.server.logs import logging_to_stderr  # noqa: E402
+from arimage.server.metrics import Metrics  # noqa: E402
+from arimage.server.run import is_loopback, listen  # noqa: E402
 from arimage.server.worker import Ended, Event, Finished, Job, Partial, Worker  # noqa: E402
+from tests.serving import KEY, Running, until  # noqa: E402
 
 QUICK = {"steps": 2, "seed": 5}
-KEY = "secret"
-
-
-class Running:
-    """A server in a thread."""
-
-    def __init__(self, pipeline: ImagePipeline, **config: Any) -> None:
-        self.server = Server(pipeline, ServerConfig(**config))
-        self.worker = self.server.worker
-        listening = listen("127.0.0.1", 0)
-        self.port = listening.getsockname()[1]
-        self.thread = threading.Thread(target=self.server.serve_on, args=(listening,))
-        self.thread.start()
-        until(lambda: self.worker.state == "ready")
-        key = config.get("api_key") or "none"
-        self.client = openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=key, max_retries=0)
-
-    def post(self, path: str, body: bytes, **headers: str) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        connection.request("POST", path, body, {"Authorization": f"Bearer {KEY}", **headers})
-        answer = connection.getresponse()
-        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
-
-    def post_json(self, path: str, body: Any) -> tuple[int, dict[str, Any]]:
-        status, _, answer = self.post(path, json.dumps(body).encode(), **{"Content-Type": "application/json"})
-        return status, json.loads(answer)
-
-    def get(self, path: str, key: str = KEY) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        connection.request("GET", path, headers={"Authorization": f"Bearer {key}"})
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-
-    def figure(self, name: str) -> float:
-        lines = self.get("/metrics")[1].splitlines()
-        return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
-
-    def close(self) -> None:
-        self.server.stop()
-        self.thread.join(30)
-        assert not self.thread.is_alive()
-
-
-def until(condition: Any, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +69,10 @@ class Blocked:
             self.events.append(event)
             if isinstance(event, Finished):
                 began.set()
-                assert self.release.wait(60)
+                assert self.release.wait(120)
 
         worker.submit(Job("blocked", pipeline.prepare_generation("x", size=64, seed=1, steps=1), emit))
-        assert began.wait(60)
+        assert began.wait(120)
 
 
 @pytest.fixture
@@ -264,6 +222,11 @@ def test_a_waiting_stream_is_kept_awake(running: Running, blocked: Blocked) -> N
         ("model", "dall-e-3", "model", "model_not_found"),
         ("response_format", "url", "response_format", "invalid_value"),
         ("background", "transparent", "background", "invalid_value"),
+        ("background", "blue", "background", "invalid_value"),
+        ("input_fidelity", "high", "input_fidelity", "invalid_value"),
+        ("rewrite", True, "rewrite", "invalid_value"),
+        ("\ud800", 1, None, "invalid_value"),
+        ("x" * 1000, 1, "x" * 80, "unknown_parameter"),
         ("style", "vivid", "style", "invalid_value"),
         ("output_format", "gif", "output_format", "invalid_value"),
         ("output_compression", 50, "output_compression", "invalid_value"),
@@ -295,6 +258,8 @@ def test_errors_are_the_clients_own(running: Running) -> None:
         client.images.generate(prompt="a", extra_body={"stesp": 3})
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong").images.generate(prompt="a")
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="wrong").images.edit(image=("a.png", bytes(2**21)), prompt="a")
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("another")
     with pytest.raises(openai.BadRequestError) as caught:
@@ -320,6 +285,27 @@ def test_other_paths_and_methods_answer_in_the_same_form(running: Running) -> No
     assert json.loads(running.get("/v1/chat")[1])["error"]["code"] == "not_found"
     status, answer = running.get("/v1/images/edits")
     assert (status, json.loads(answer)["error"]["code"]) == (405, "method_not_allowed")
+    status, _, answer = running.post("/v1/nothing", b"", Host="[")
+    assert (status, json.loads(answer)["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("text/plain", b"{}"),
+        ("multipart/form-data", b"--x--"),
+        ("multipart/form-data; boundary=x", b"nothing of a form"),
+        ("multipart/form-data; boundary=x", b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na'),
+        (
+            "multipart/form-data; boundary=x; charset=idna",
+            b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n\xff\xff..\r\n--x--\r\n',
+        ),
+    ],
+)
+def test_a_broken_form_is_no_fault_of_the_server(running: Running, kind: str, body: bytes) -> None:
+    status, _, answer = running.post("/v1/images/edits", body, **{"Content-Type": kind})
+    assert status == 400
+    assert json.loads(answer)["error"]["type"] == "invalid_request_error"
 
 
 def test_a_long_body_is_refused_however_it_arrives(running: Running) -> None:
@@ -363,9 +349,11 @@ def test_a_full_queue_says_when_to_come_back(running: Running, blocked: Blocked,
     call = pipeline.prepare_generation("x", size=64, seed=1, steps=1)
     for number in range(4):
         running.worker.submit(Job(f"waits {number}", call, lambda event: None))
-    with pytest.raises(openai.RateLimitError) as caught:
+    with pytest.raises(openai.RateLimitError, match="queue is full with 5 requests: try again in") as caught:
         running.client.images.generate(prompt="a", size="64x64")
     assert int(caught.value.response.headers["retry-after"]) >= 1
+    unread = running.post("/v1/images/edits", bytes(2**19), **{"Content-Type": "multipart/form-data; boundary=x"})
+    assert unread[0] == 429
     assert running.figure("arimage_queue_length") == 4
 
 
@@ -408,7 +396,7 @@ def test_a_client_that_goes_away_ends_its_picture(running: Running, blocked: Blo
     blocked.release.set()
     until(lambda: running.worker.waiting() == 0)
     connections[0].close()
-    until(lambda: not running.worker.busy, seconds=5)
+    until(lambda: not running.worker.busy, seconds=30)
     assert running.figure("arimage_pictures_total") == pictures
     assert running.figure("arimage_cancelled_total") == cancelled + 2
 
@@ -427,7 +415,7 @@ def test_a_cancelled_request_does_not_make_another_step(running: Running, pipeli
     call = pipeline.prepare_generation("a", size=64, seed=1, steps=3)
     job = Job("cancelled", call, emit, partials=3)
     running.worker.submit(job)
-    assert ended.wait(60)
+    assert ended.wait(120)
     assert [type(event) for event in events] == [Partial, Ended]
 
 
@@ -471,10 +459,10 @@ def test_stopping_finishes_what_runs_and_refuses_what_waits(pipeline: ImagePipel
         until(lambda: server.worker.waiting() == 1)
         server.server.stop()
         with pytest.raises(openai.InternalServerError) as caught:
-            waiting.result(30)
+            waiting.result(120)
     assert (caught.value.status_code, caught.value.code) == (503, "shutting_down")
     block.release.set()
-    server.thread.join(30)
+    server.thread.join(120)
     assert not server.thread.is_alive()
     assert [type(event) for event in block.events] == [Finished, Ended]
     assert block.events[-1] == Ended(None)
@@ -482,16 +470,26 @@ def test_stopping_finishes_what_runs_and_refuses_what_waits(pipeline: ImagePipel
 
 
 def test_a_request_that_does_not_end_is_ended_after_the_grace(pipeline: ImagePipeline, tmp_path: Path) -> None:
-    server = Running(pipeline, save=tmp_path, grace=0.2)
-    server.client.images.generate(prompt="a", size="64x64", extra_body=QUICK)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".png"]
+    folder = tmp_path / "made"
+    server = Running(pipeline, save=folder, grace=0.2)
+    made = server.client.images.generate(
+        prompt="a", size="64x64", output_format="jpeg", output_compression=40, extra_body=QUICK
+    )
+    (saved,) = folder.iterdir()
+    assert (saved.suffix, saved.read_bytes()) == (".jpeg", base64.b64decode(made.data[0].b64_json))
+    saved.unlink()
+    folder.rmdir()
+    folder.write_text("no folder any more")
+    kept = server.client.images.generate(prompt="a", size="64x64", extra_body=QUICK)
+    assert decoded(kept.data[0].b64_json).size == (64, 64)
+    assert kept.data[0].notices == ["the server could not save the picture"]
     with ThreadPoolExecutor() as pool:
         long = pool.submit(server.client.images.generate, prompt="a", size="256x256", extra_body={"steps": 1000})
         until(lambda: server.worker.busy)
         server.server.stop()
         with pytest.raises(openai.InternalServerError, match="shutting down"):
-            long.result(30)
-    server.thread.join(30)
+            long.result(120)
+    server.thread.join(120)
     assert not server.thread.is_alive()
 
 
@@ -525,6 +523,106 @@ def test_pages_of_other_origins_are_kept_out(running: Running) -> None:
     assert running.post("/v1/images/edits", b"--x--", Origin=own, **form)[0] == 400
 
 
+def test_a_page_is_the_servers_own_only_where_nobody_else_can_own_its_name() -> None:
+    """A name can be made to lead to this machine (DNS rebinding); what it asks for needs a key then."""
+
+    def known(host: str, **config: Any) -> bool:
+        gate = Gate(None, ServerConfig(**config), Metrics(lambda: 0), str)
+        return gate._has_known_origin(Headers({"origin": f"http://{host}", "host": host}))
+
+    local = ("127.0.0.1:8000", "[::1]:8000", "localhost", "10.0.0.7", "desktop:8000", "box.local")
+    assert [known(host) for host in local] == [True] * 6
+    assert [known(host) for host in ("elsewhere.example:8000", "127.0.0.1.example", "", "[")] == [False] * 4
+    assert known("elsewhere.example", api_key=KEY)
+    assert known("elsewhere.example", cors=("http://elsewhere.example",))
+
+
+def test_transparency_is_kept_where_a_picture_has_some(running: Running) -> None:
+    picture = photo(64, 64, mode="RGBA")
+    picture.putalpha(mask_of(64, 64).getchannel("A"))
+    edit = running.client.images.edit
+    made = edit(image=png(picture), prompt="a", background="transparent", extra_body=QUICK)
+    assert (made.background, decoded(made.data[0].b64_json).mode) == ("transparent", "RGBA")
+    made = edit(image=png(picture), prompt="a", background="opaque", extra_body=QUICK)
+    assert (made.background, decoded(made.data[0].b64_json).mode) == ("opaque", "RGB")
+    for refused in ({"image": png(photo(64, 64))}, {"image": png(picture), "output_format": "jpeg"}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            edit(prompt="a", background="transparent", **refused)
+        assert caught.value.param == "background"
+
+
+def test_a_fault_is_told_without_its_insides_and_the_next_request_is_made(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("of nobody's business")
+
+    client = running.client
+    with monkeypatch.context() as patch:
+        patch.setattr(running.worker.pipeline.engine, "_diffuse", broken)
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.images.generate(prompt="a", size="64x64", extra_body=QUICK)
+        with pytest.raises(openai.APIError) as streamed:
+            list(client.images.generate(prompt="a", size="64x64", stream=True, extra_body=QUICK))
+    for error in (caught.value, streamed.value):
+        assert "something went wrong here (ValueError)" in error.message
+        assert "business" not in str(error.body)
+    id_of = caught.value.response.headers["x-request-id"]
+    (record,) = (one for one in caplog.records if getattr(one, "fields", {}).get("request_id") == id_of)
+    assert record.exc_info
+    assert client.images.generate(prompt="a", size="64x64", extra_body=QUICK).data
+
+
+def test_a_client_that_tries_again_gets_its_picture_when_the_model_is_loaded(
+    pipeline: ImagePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = threading.Event()
+    monkeypatch.setattr(Worker, "_load", lambda worker: loaded.wait(60))
+    server = Running(pipeline, ready=False)
+    try:
+        assert server.get("/health/ready")[0] == 503
+        with pytest.raises(openai.InternalServerError) as caught:
+            server.client.images.generate(prompt="a")
+        assert (caught.value.status_code, caught.value.code) == (503, "loading")
+        with ThreadPoolExecutor() as pool:
+            patient = server.client.with_options(max_retries=4)
+            waiting = pool.submit(patient.images.generate, prompt="a", size="64x64", extra_body=QUICK)
+            until(lambda: server.figure('arimage_errors_total{code="loading"}') == 2)
+            loaded.set()
+            assert waiting.result(60).data
+    finally:
+        loaded.set()
+        server.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_fails_leaves_nobody_waiting(pipeline: ImagePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(batch: object) -> None:
+        raise RuntimeError("out of order")
+
+    server = Running(pipeline)
+    monkeypatch.setattr(server.worker, "_make", broken)
+    with pytest.raises(openai.InternalServerError, match="has failed and ends"):
+        server.client.images.generate(prompt="a", size="64x64", extra_body=QUICK)
+    server.thread.join(120)
+    assert not server.thread.is_alive()
+    assert str(server.worker.failure) == "out of order"
+
+
+def test_the_log_is_lines_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("arimage.server")
+    before = log.handlers, log.level, log.propagate
+    with logging_to_stderr():
+        log.info("request", extra={"fields": {"request_id": "mine", "status": 200}})
+        logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+    with logging_to_stderr(quiet=True):
+        log.info("request")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["event"] for line in lines] == ["request", "Invalid HTTP request received."]
+    assert (lines[0]["request_id"], lines[0]["status"], lines[0]["level"]) == ("mine", 200, "info")
+    assert (log.handlers, log.level, log.propagate) == before
+
+
 def test_rewritten_prompts_are_used_and_told(pipeline: ImagePipeline, chat: Chat) -> None:
     server = Running(pipeline, rewriter=Rewriter(chat.url))
     try:
@@ -535,5 +633,14 @@ def test_rewritten_prompts_are_used_and_told(pipeline: ImagePipeline, chat: Chat
         kept = server.client.images.generate(prompt='a sign "GO"', size="64x64", extra_body=QUICK)
         assert kept.data[0].revised_prompt == kept.data[0].recipe["prompt"] == 'a sign "GO"'
         assert "quoted texts" in kept.data[0].notices[0]
+        asked = chat.asked
+        chat.answer = "a sign at night"
+        own = server.client.images.generate(prompt="a sign", size="64x64", extra_body={**QUICK, "rewrite": False})
+        assert own.data[0].recipe["prompt"] == "a sign"
+        assert own.data[0].revised_prompt is None
+        assert chat.asked is asked
+        edit = server.client.images.edit(image=png(photo(64, 64)), prompt="night", extra_body=QUICK)
+        assert edit.data[0].revised_prompt == edit.data[0].recipe["prompt"] == chat.answer
+        assert "image editor" in chat.asked["messages"][0]["content"]
     finally:
         server.close()

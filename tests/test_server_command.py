@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 import urllib.error
@@ -28,7 +29,7 @@ def ended(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str
 
 
 def test_what_keeps_a_server_from_starting_is_one_line(
-    checkpoint_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    checkpoint_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = ("--model", str(checkpoint_folder))
     with listen("127.0.0.1", 0) as taken:
@@ -39,6 +40,9 @@ def test_what_keeps_a_server_from_starting_is_one_line(
             "--api-key is empty": ended(capsys, *model, "--api-key", " "),
             "http://HOST/v1": ended(capsys, *model, "--rewrite", "chat", "--port", "0"),
         }
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "python_multipart", None)
+            faults["python_multipart: pip install 'arimage[serve]'"] = ended(capsys, *model)
     for said, (code, text) in faults.items():
         last = text.strip().splitlines()[-1]
         assert code in (1, 2), last

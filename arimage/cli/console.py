@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from arimage.inference.pipeline import ImagePipeline
     from arimage.inference.requests import Progress
     from arimage.inference.rewriting import Rewriter
+    from arimage.options import Task
 
 STAGES = {"tokens": ("visual tokens", "tokens"), "diffusion": ("diffusion", "steps")}
 SECONDS_BETWEEN_LINES = 5.0
@@ -42,9 +43,11 @@ class Console:
             )
         return pipeline
 
-    def rewritten(self, rewriter: "Rewriter", prompt: str) -> str:
-        """A prompt as a language model rewrites it, or as it is; said either way."""
-        result = rewriter(prompt)
+    def rewritten(self, rewriter: "Rewriter | None", prompt: str, task: "Task") -> str:
+        """A prompt as a language model rewrites it, or as it is; said either way. None leaves it."""
+        if rewriter is None or not prompt:
+            return prompt
+        result = rewriter(prompt, task)
         self.note(f"note: {result.notice}" if result.notice else f"rewritten: {result.prompt}")
         return result.prompt
 
@@ -68,6 +71,15 @@ class Console:
                 yield display
         else:
             yield _Lines()
+
+
+def rewriter_at(url: str | None, model: str) -> "Rewriter | None":
+    """What rewrites prompts at an address, None where none is given."""
+    if url is None:
+        return None
+    from arimage.inference.rewriting import Rewriter
+
+    return Rewriter(url, model)
 
 
 class ProgressDisplay:

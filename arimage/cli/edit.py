@@ -36,6 +36,8 @@ def edit(
     count: options.Count = 1,
     size: options.Size = None,
     seed: options.Seed = None,
+    rewrite: options.Rewrite = None,
+    rewrite_model: options.RewriteModel = "default",
     model: options.Model = None,
     device: options.Device = None,
     dtype: options.DataType = None,
@@ -57,7 +59,7 @@ def edit(
 
     arimage edit cat.png --variation -n 4
     """
-    from arimage.cli.console import Console
+    from arimage.cli.console import Console, rewriter_at
     from arimage.cli.targets import Written, plan_edits, without_results
     from arimage.errors import ArimageError, UsageError
     from arimage.files import check_writable
@@ -71,6 +73,7 @@ def edit(
     pictures = without_results(found)
     plan = plan_edits(pictures, output, count, seed, mask is not None or outpaint is not None)
     console = Console(quiet)
+    rewriter = rewriter_at(rewrite, rewrite_model)
     if len(pictures) < len(found):
         console.note(
             f"{len(found) - len(pictures)} are results of an earlier run, not inputs (alone they can be edited)"
@@ -102,6 +105,7 @@ def edit(
         quantization=quantization,
         compile=compile,
     )
+    prompt = console.rewritten(rewriter, prompt, "edit")
     if prompt:
         console.note_domain(pipeline, [prompt], editing=True)
     chosen |= {"images_per_prompt": count, "mask": mask, "mask_polarity": mask_polarity, "outpaint": outpaint}

@@ -46,11 +46,10 @@ def generate(
 
     arimage generate "in the style of this picture: a house" --reference painting.jpg
     """
-    from arimage.cli.console import Console
+    from arimage.cli.console import Console, rewriter_at
     from arimage.cli.targets import Written, literal, output_paths, seeds_from, sheet_path, typed
     from arimage.files import check_writable
     from arimage.images.writing import output_format
-    from arimage.inference.rewriting import Rewriter
 
     prompts = _read_prompts(prompt or [], prompts_from)
     target = DEFAULT_OUTPUT if output is None else output
@@ -61,7 +60,7 @@ def generate(
     sheet = sheet_path(pattern, paths[0]) if len(paths) > 1 else None
     check_writable(paths if sheet is None else [*paths, sheet])
     console = Console(quiet)
-    rewriter = None if rewrite is None else Rewriter(rewrite, rewrite_model)
+    rewriter = rewriter_at(rewrite, rewrite_model)
     pipeline = console.load(
         model,
         device=device,
@@ -71,8 +70,7 @@ def generate(
         quantization=quantization,
         compile=compile,
     )
-    if rewriter is not None:
-        prompts = [console.rewritten(rewriter, text) for text in prompts]
+    prompts = [console.rewritten(rewriter, text, "generate") for text in prompts]
     console.note_domain(pipeline, prompts, editing=bool(reference))
     written = Written(len(paths), recipe, ai_mark, console.note)
     remaining = iter(paths)

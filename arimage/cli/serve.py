@@ -73,14 +73,16 @@ def serve(
 
     arimage serve --model runs/nano/nano --port 9000 --alias gpt-image-2
     """
-    from arimage.cli.console import Console
+    import importlib
+
+    from arimage.cli.console import Console, rewriter_at
     from arimage.errors import ArimageError, UsageError
     from arimage.files import check_writable
-    from arimage.inference.rewriting import Rewriter
 
     try:
+        importlib.import_module("python_multipart")  # which is asked for only when a form arrives
         from arimage.server.config import MEBIBYTE, ServerConfig
-        from arimage.server.gate import log_to_stderr
+        from arimage.server.logs import logging_to_stderr
         from arimage.server.run import Server, is_loopback, listen
     except ModuleNotFoundError as error:
         raise ArimageError(f"serving needs {error.name}: pip install 'arimage[serve]'") from None
@@ -90,6 +92,7 @@ def serve(
     if save is not None:
         check_writable([save / "picture.png"])
     console = Console(quiet)
+    rewriter = rewriter_at(rewrite, rewrite_model)
     pipeline = console.load(
         model,
         device=device,
@@ -109,13 +112,12 @@ def serve(
         save=save,
         log_prompts=log_prompts,
         cors=tuple(cors or ()),
-        rewriter=None if rewrite is None else Rewriter(rewrite, rewrite_model),
+        rewriter=rewriter,
     )
     listening = listen(host, port)
     if api_key is None and not is_loopback(host):
         console.note(f"warning: anybody who reaches {host} can use this server: set --api-key or ARIMAGE_API_KEY")
-    if not quiet:
-        log_to_stderr()
     shown = f"[{host}]" if ":" in host else host
     console.note(f"{pipeline.checkpoint.name} at http://{shown}:{listening.getsockname()[1]}/v1; Ctrl-C stops it")
-    Server(pipeline, config).serve_on(listening)
+    with logging_to_stderr(quiet):
+        Server(pipeline, config).serve_on(listening)

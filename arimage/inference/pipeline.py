@@ -33,8 +33,9 @@ from arimage.inference.engine import Engine
 from arimage.inference.networks import Networks, Placement, choose_device, choose_dtype
 from arimage.inference.requests import EngineImage, ImageRequest, ProgressCallback
 from arimage.inference.results import GeneratedImage
+from arimage.inference.rewriting import rewriter_of
 from arimage.inference.settings import Options, Settings, settings_from
-from arimage.options import Tier, recorded, refuse_misplaced
+from arimage.options import Task, Tier, recorded, refuse_misplaced
 from tokenizer.image_size import reference_size
 
 
@@ -122,12 +123,11 @@ class ImagePipeline:
         refuse_misplaced(options, "generate", references=bool(opened))
         working = parse_size(size, self.engine.limits)
         shared = tuple(picture.flattened() for picture in opened)
-        requests = [
-            ImageRequest(text, working, number, references=shared)
-            for text, number in numbered(prompts, images_per_prompt, seed)
-        ]
         chosen = settings_from(options, self.checkpoint.sampling)
-        return self._call("generate", requests, opened, chosen)
+        asked = numbered(prompts, images_per_prompt, seed)
+        revised, notices = _rewritten(prompts, "generate", options)
+        requests = [ImageRequest(revised[text], working, number, references=shared) for text, number in asked]
+        return self._call("generate", requests, opened, chosen, notices=notices)
 
     def edit(
         self,
@@ -208,9 +208,11 @@ class ImagePipeline:
         shared = tuple(picture.flattened() for picture in opened)
         chosen = settings_from(options, self.checkpoint.sampling)
         needs_canvas = canvas.mask is not None or chosen[2].decoder.strength < 1
+        asked = numbered([prompt], images_per_prompt, seed)
+        revised, notices = _rewritten([prompt], "edit", options)
         requests = [
             ImageRequest(
-                text,
+                revised[text],
                 working,
                 number,
                 references=shared,
@@ -218,14 +220,14 @@ class ImagePipeline:
                 mask=canvas.mask,
                 output_size=output,
             )
-            for text, number in numbered([prompt], images_per_prompt, seed)
+            for text, number in asked
         ]
         extras = {
             "mask": None if covering is None else source_of(covering),
             "mask_polarity": mask_polarity,
             "outpaint": outpaint,
         }
-        return self._call("edit", requests, opened, chosen, canvas, extras)
+        return self._call("edit", requests, opened, chosen, canvas, extras, notices)
 
     def draw_tokens(self, calls: Sequence[Call], on_progress: ProgressCallback | None = None) -> list[Call]:
         """The calls with the codes of their pictures, generated in one batch where tokens are drawn alike.
@@ -285,6 +287,8 @@ class ImagePipeline:
             UsageError: an option is wrong.
             Cancelled: ``cancel`` was set.
         """
+        if options.get("rewrite") is not None:
+            raise UsageError("make takes prompts as they are: rewrite them first, with arimage.Rewriter")
         _, _, settings = settings_from(options, self.checkpoint.sampling)
         self._check(requests, settings)
         on_image = cast("Callable[[EngineImage], None] | None", options.get("on_image"))
@@ -298,10 +302,11 @@ class ImagePipeline:
         chosen: tuple[Tier, dict[str, Any], Settings],
         canvas: Canvas | None = None,
         extras: dict[str, Any] | None = None,
+        notices: Sequence[str] = (),
     ) -> Call:
         tier, values, settings = chosen
         self._check(requests, settings)
-        notices = tuple(notice for picture in opened for notice in picture.notices)
+        notices = (*notices, *(notice for picture in opened for notice in picture.notices))
         return Call(
             task,
             tuple(requests),
@@ -352,3 +357,13 @@ class ImagePipeline:
             torch=torch.__version__,
             **call.extras,
         )
+
+
+def _rewritten(prompts: Sequence[str], task: Task, options: Options) -> tuple[dict[str, str], list[str]]:
+    """What to use for each prompt, which is the prompt itself unless ``rewrite`` is asked for; and why where it is."""
+    rewrite = rewriter_of(options.get("rewrite"))
+    if rewrite is None:
+        return {prompt: prompt for prompt in prompts}, []
+    results = {prompt: rewrite(prompt, task) for prompt in dict.fromkeys(prompts)}
+    notices = dict.fromkeys(one.notice for one in results.values() if one.notice is not None)
+    return {prompt: one.prompt for prompt, one in results.items()}, list(notices)

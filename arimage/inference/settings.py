@@ -9,6 +9,7 @@ from arimage.autoregressive.sampling import TokenSampling
 from arimage.errors import UsageError, nearest
 from arimage.inference.requests import Preview, Progress
 from arimage.inference.results import GeneratedImage
+from arimage.inference.rewriting import Rewriter
 from arimage.options import OPTIONS, Phase, SamplingOptions, Tier, resolve
 from decoder.diffusion_decoder import DecoderSettings
 
@@ -56,12 +57,15 @@ class Options(SamplingOptions, total=False):
         on_preview: called with cheap looks at the picture under way.
         on_image: called with each picture as soon as it is finished, so that what is made is not lost with the call.
         cancel: when this event is set, the call ends with :class:`arimage.Cancelled`.
+        rewrite: a chat endpoint with OpenAI's interface that rewrites the prompts, as its address or as an
+            :class:`arimage.Rewriter`; recipes hold the prompts that were used.
     """
 
     on_progress: Callable[[Progress], None] | None
     on_preview: Callable[[Preview], None] | None
     on_image: Callable[[GeneratedImage], None] | None
     cancel: threading.Event | None
+    rewrite: Rewriter | str | None
 
 
 def settings_from(options: Options, of_checkpoint: Mapping[str, Any]) -> tuple[Tier, dict[str, Any], Settings]:

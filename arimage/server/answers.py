@@ -10,9 +10,12 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from arimage.errors import ArimageError
+from arimage.files import write_whole
 from arimage.images.writing import QUALITY, encode_picture, format_named, lossy_notice
 from arimage.inference.results import GeneratedImage
 from arimage.inference.rewriting import Rewritten
+from arimage.server.logs import LOG
 from arimage.server.schemas import QUALITIES, REFERENCE_TIER, ImageBody
 from arimage.server.worker import made_tokens
 
@@ -28,7 +31,8 @@ class Answer:
         kind: of event: ``image_generation`` or ``image_edit``.
         size: (width, height) of the pictures.
         input_tokens: of the text, and of the pictures that were given.
-        name: of files in ``save``.
+        name: of files in ``save``, before their number.
+        transparent: whether the pictures have transparent parts.
         rewritten: the prompt that was used where prompts are rewritten.
         save: a folder for pictures.
     """
@@ -38,21 +42,20 @@ class Answer:
     size: tuple[int, int]
     input_tokens: tuple[int, int]
     name: str
+    transparent: bool = False
     rewritten: Rewritten | None = None
     save: Path | None = None
 
     def datum(self, image: GeneratedImage, number: int) -> dict[str, Any]:
-        """A finished picture, which is also written to the folder if there is one."""
+        """A finished picture, which is also written to the folder if there is one; sent even where that fails."""
         if self.body.background == "opaque" and image.image.mode == "RGBA":
             white = Image.new("RGB", image.image.size, "white")
             white.paste(image.image, mask=image.image.getchannel("A"))
             image = replace(image, image=white, deep=None)
-        if self.save is not None:
-            image.save(self.save / f"{self.name}-{number}.{self.body.format}")
         compression = self.body.output_compression
-        quality = QUALITY if compression is None else max(1, compression)
+        encoded = image.to_bytes(self.body.format, quality=QUALITY if compression is None else max(1, compression))
         datum: dict[str, Any] = {
-            "b64_json": base64.b64encode(image.to_bytes(self.body.format, quality=quality)).decode(),
+            "b64_json": base64.b64encode(encoded).decode(),
             "recipe": json.loads(image.recipe.to_json()),
         }
         notices = [*image.notices]
@@ -61,6 +64,12 @@ class Answer:
             notices += [self.rewritten.notice] if self.rewritten.notice else []
         lost = lossy_notice(Path(f"output_format=.{self.body.format}"), image.recipe.protects, image.deep is not None)
         notices += [lost] if lost else []
+        if self.save is not None:
+            try:
+                write_whole(self.save / f"{self.name}-{number}.{self.body.format}", encoded)
+            except ArimageError as error:
+                LOG.error("not saved", extra={"fields": {"saved": self.name, "reason": str(error)}})
+                notices.append("the server could not save the picture")
         if notices:
             datum["notices"] = notices
         return datum
@@ -106,7 +115,7 @@ class Answer:
     def _about(self) -> dict[str, Any]:
         width, height = self.size
         return {
-            "background": "opaque",
+            "background": "transparent" if self.transparent else "opaque",
             "output_format": self.body.format,
             "quality": self._quality(),
             "size": f"{width}x{height}",

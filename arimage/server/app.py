@@ -1,6 +1,7 @@
 """The endpoints."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import Scope
@@ -16,6 +18,7 @@ from starlette.types import Scope
 from arimage.errors import ArimageError
 from arimage.inference.calls import Call
 from arimage.inference.rewriting import Rewritten
+from arimage.options import Task
 from arimage.server.answers import Answer
 from arimage.server.config import ServerConfig
 from arimage.server.errors import ApiError, from_library, invalid
@@ -44,19 +47,19 @@ class Endpoints:
         self._opening = asyncio.Semaphore(1)  # pictures are decoded for one request at a time
 
     async def generations(self, request: Request) -> Response:
-        upload = await read_upload(request)
+        upload = await self._upload(request)
         body = read_body(GenerationBody, upload.fields, upload.strict)
         if upload.images or upload.mask is not None:
             raise invalid("image", "generations take no pictures: post them to /v1/images/edits", "unknown_parameter")
         return await self._pictures(request, body, upload)
 
     async def edits(self, request: Request) -> Response:
-        upload = await read_upload(request)
+        upload = await self._upload(request)
         body = read_body(EditBody, upload.fields, upload.strict)
         return await self._pictures(request, body, upload)
 
     async def variations(self, request: Request) -> Response:
-        upload = await read_upload(request)
+        upload = await self._upload(request)
         body = read_body(VariationBody, upload.fields, upload.strict)
         if upload.mask is not None or len(upload.images) > 1:
             raise invalid("mask" if upload.mask else "image", "a variation is of one picture, without a mask")
@@ -91,30 +94,49 @@ class Endpoints:
             served = ", ".join(self._names)
             raise ApiError(status, "model_not_found", f"{name!r:.80} is not served here, but {served}", "model")
 
+    async def _upload(self, request: Request) -> Upload:
+        """The body, which is not kept where no request is taken at the moment."""
+        try:
+            self.worker.check_open()
+        except ApiError:
+            async for _ in request.stream():  # its sender listens when all of it is sent
+                pass
+            raise
+        return await read_upload(request)
+
     async def _pictures(self, request: Request, body: ImageBody, upload: Upload) -> Response:
         """Queue a request, and answer it as it asks for."""
         self._check_model(body.model)
-        self.worker.check_open()
         log = request.state.log
         if self.config.log_prompts:
             log["prompt"] = getattr(body, "prompt", "")
-        rewritten = None
-        if self.config.rewriter is not None and isinstance(body, GenerationBody):
-            rewritten = await run_in_threadpool(self.config.rewriter, body.prompt)
-            body = body.model_copy(update={"prompt": rewritten.prompt})
+        body, rewritten = await self._rewrite(body)
         async with self._opening:
             call = await run_in_threadpool(self._prepare, body, upload)
         upload.images.clear()
+        answer = await run_in_threadpool(self._answer, call, body, rewritten)
+        if answer.save is not None:
+            log["saved"] = answer.name
         log["pictures"] = len(call.requests)
         events = Events()
         job = Job(request.state.request_id, call, events.emit, body.partials)
-        answer = self._answer(job, body, rewritten)
         self.worker.submit(job)
         if body.stream:
             return EventStream(self.worker, job, events, answer, self.config.heartbeat)
         return JSONResponse(
             await answer_whole(self.worker, job, events, answer, request.receive, self.config.heartbeat)
         )
+
+    async def _rewrite(self, body: ImageBody) -> tuple[ImageBody, Rewritten | None]:
+        """The body with its prompt as the server's language model writes it, where there is one and it is wanted."""
+        wanted, rewriter = getattr(body, "rewrite", False), self.config.rewriter
+        if wanted and rewriter is None:
+            raise invalid("rewrite", "no prompt is rewritten here: start the server with --rewrite URL")
+        if rewriter is None or wanted is False:
+            return body, None
+        task: Task = "generate" if isinstance(body, GenerationBody) else "edit"
+        rewritten = await run_in_threadpool(rewriter, body.prompt, task)  # type: ignore[attr-defined]
+        return body.model_copy(update={"prompt": rewritten.prompt}), rewritten
 
     def _prepare(self, body: ImageBody, upload: Upload) -> Call:
         """Open a request's pictures and check its arguments; not in the event loop."""
@@ -145,7 +167,7 @@ class Endpoints:
             left_margin, top, right, bottom = outpaint
             if (width + left_margin + right) * (height + top + bottom) > most:
                 raise invalid("outpaint", f"the outpainted picture would have more than {most} pixels")
-        return self.pipeline.prepare_edit(
+        call = self.pipeline.prepare_edit(
             pictures,
             getattr(body, "prompt", ""),
             mask=mask,
@@ -153,21 +175,30 @@ class Endpoints:
             **body.arguments,
             **body.options,
         )
+        if body.background == "transparent" and (call.canvas is None or call.canvas.alpha is None):
+            raise invalid("background", "image has no transparent parts, which are all that an edit keeps: use auto")
+        return call
 
-    def _answer(self, job: Job, body: ImageBody, rewritten: Rewritten | None) -> Answer:
-        first = job.call.requests[0]
+    def _answer(self, call: Call, body: ImageBody, rewritten: Rewritten | None) -> Answer:
+        first = call.requests[0]
         height, width = first.output_size or first.size
         limits = self.pipeline.engine.limits
         sizes = [reference_size(picture.height, picture.width, limits) for picture in first.references]
         return Answer(
             body=body,
-            kind="image_generation" if job.call.task == "generate" else "image_edit",
+            kind="image_generation" if call.task == "generate" else "image_edit",
             size=(width, height),
             input_tokens=(
                 len(self.pipeline.engine.vocabulary.encode(first.prompt)),
                 sum(high * wide for high, wide in sizes) // PIXELS_PER_TOKEN**2,
             ),
-            name=f"{int(time.time())}-{job.id}",
+            name=f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}",
+            transparent=(
+                call.canvas is not None
+                and call.canvas.alpha is not None
+                and body.background != "opaque"
+                and body.format != "jpeg"
+            ),
             rewritten=rewritten,
             save=self.config.save,
         )
@@ -200,15 +231,17 @@ def create_app(worker: Worker, config: ServerConfig) -> FastAPI:
     async def api_error(request: Request, error: ApiError) -> Response:
         return error_response(error, worker.metrics)
 
-    @app.exception_handler(ClientGone)
-    async def client_gone(request: Request, error: ClientGone) -> Response:
+    @app.exception_handler(ClientDisconnect)  # while its request is read
+    @app.exception_handler(ClientGone)  # while it waits
+    async def client_gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-        message = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
-        return error_response(ApiError(error.status_code, code, message), worker.metrics)
+        # Not request.url, which a strange Host header breaks.
+        message = f"{request.method} {request.scope['path']}: {str(error.detail).lower()}"
+        return error_response(ApiError(error.status_code, code, message), worker.metrics, error.headers)
 
     def path_of(scope: Scope) -> str:
         for route in app.routes:

@@ -21,6 +21,9 @@ LIBRARY_NAMES = {
 }
 
 
+LONGEST_NAME = 80
+
+
 class ApiError(Exception):
     """An answer other than 200.
 
@@ -35,7 +38,8 @@ class ApiError(Exception):
         self, status: int, code: str, message: str, param: str | None = None, retry_after: int | None = None
     ) -> None:
         super().__init__(message)
-        self.status, self.code, self.message, self.param, self.retry_after = status, code, message, param, retry_after
+        self.status, self.code, self.message, self.retry_after = status, code, message, retry_after
+        self.param = None if param is None else param[:LONGEST_NAME]
 
     @property
     def kind(self) -> str:

@@ -1,27 +1,25 @@
 """What every request passes first: its id, the key, the size of its body; and the line in the log about it."""
 
 import hmac
+import ipaddress
 import json
-import logging
 import re
 import secrets
-import sys
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arimage.server.config import ServerConfig
 from arimage.server.errors import ApiError, fault, too_large
+from arimage.server.logs import LOG
 from arimage.server.metrics import Metrics
 
-LOG = logging.getLogger("arimage.server")
 OPEN_PATHS = ("/health/live", "/health/ready")
 NO_ANSWER = 499
+LONGEST_ORIGIN = 100
 SWALLOWED = 4  # times the limit of a body: what is read of a longer one, so that its sender reads the answer
 
 
@@ -57,7 +55,7 @@ class Gate:
         except Exception as error:
             LOG.exception("fault", extra={"fields": {"request_id": request_id}})
             if status == NO_ANSWER:
-                await self._refuse(fault(error), scope, receive, sending)
+                await error_response(fault(error), self.metrics)(scope, receive, sending)
         finally:
             seconds, path = time.monotonic() - began, self.paths(scope)
             self.metrics.requests.labels(path, str(status)).inc()
@@ -71,12 +69,12 @@ class Gate:
             await self._refuse(ApiError(401, "invalid_api_key", message), scope, receive, send)
             return
         if not self._has_known_origin(headers):
-            message = "pages of other origins may not call this server: start it with --cors ORIGIN"
+            origin = headers["origin"][:LONGEST_ORIGIN]
+            message = f"pages of {origin} may not call this server: start it with --cors {origin}"
             await self._refuse(ApiError(403, "origin_not_allowed", message), scope, receive, send)
             return
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > most:
-            await _swallow(receive, SWALLOWED * most)
             await self._refuse(_too_long(most), scope, receive, send)
             return
         seen = 0
@@ -98,20 +96,27 @@ class Gate:
         return key is None or hmac.compare_digest(given.encode(), key.encode())
 
     def _has_known_origin(self, headers: Headers) -> bool:
-        """Browsers send forms of any page to any server, and only name the page that they come from."""
-        origin = headers.get("origin")
+        """Browsers send forms of any page to any server, and only name the page that they come from.
+
+        A page of this server's own name is known; without a key only where that is an address or a name of the local
+        network, since whoever owns a public name can have it lead here (DNS rebinding).
+        """
+        origin, host = headers.get("origin"), headers.get("host", "")
         if origin is None or origin in self.config.cors or "*" in self.config.cors:
             return True
-        return origin.partition("://")[2] == headers.get("host", "")
+        return origin.partition("://")[2] == host and (self.config.api_key is not None or _is_local(host))
 
     async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request of which nothing is read; its sender listens when all of it is sent."""
+        await _swallow(receive, SWALLOWED * self.config.max_body)
         await error_response(error, self.metrics)(scope, receive, send)
 
 
-def error_response(error: ApiError, metrics: Metrics) -> JSONResponse:
+def error_response(error: ApiError, metrics: Metrics, headers: Mapping[str, str] | None = None) -> Response:
     """The answer that an error is; it is counted."""
     metrics.errors.labels(error.code).inc()
-    return JSONResponse(error.body, error.status, error.headers)
+    body = json.dumps(error.body)  # in ASCII: what it repeats of a request may be no text that UTF-8 can hold
+    return Response(body, error.status, {**error.headers, **(headers or {})}, "application/json")
 
 
 def _too_long(most: int) -> ApiError:
@@ -126,29 +131,14 @@ async def _swallow(receive: Receive, most: int) -> None:
         more = message["type"] == "http.request" and message.get("more_body", False)
 
 
+def _is_local(host: str) -> bool:
+    """Whether a Host header names an address, or a name that is nobody's on the internet."""
+    name = re.sub(r":\d*$", "", host.lower()).strip("[]")
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return bool(name) and ("." not in name or name.endswith((".local", ".localhost")))
+
+
 def _request_id(given: str | None) -> str:
     return given if given and re.fullmatch(r"[\w.:-]{1,80}", given, re.ASCII) else f"req_{secrets.token_hex(12)}"
-
-
-class JsonLines(logging.Formatter):
-    """A record as a line of JSON, with what is in its ``fields``."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-
-def log_to_stderr() -> None:
-    """Write the server's log as lines of JSON on standard error; for a process that is a server."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    LOG.handlers = [handler]
-    LOG.setLevel(logging.INFO)
-    LOG.propagate = False

@@ -8,6 +8,7 @@ from arimage.server.schemas import MAX_PICTURES, ImageBody
 STATUSES = {
     400: "The request is wrong",
     401: "The API key is missing or wrong",
+    403: "A page of another origin",
     413: "Too many bytes or pixels",
     429: "The queue is full",
     500: "A fault",

@@ -54,7 +54,7 @@ class ImageBody(BaseModel):
     output_format: Format | None = None
     output_compression: int | None = Field(None, ge=0, le=100)
     response_format: Literal["b64_json"] | None = None
-    background: Literal["auto", "opaque"] | None = None
+    background: Literal["auto", "opaque", "transparent"] | None = None
     stream: bool | None = None
     partial_images: int | None = Field(None, ge=0, le=3)
     user: str | None = Field(None, description="Ignored.")
@@ -98,6 +98,8 @@ class ImageBody(BaseModel):
             raise invalid("partial_images", "partial_images needs stream=true")
         if self.tier is not None and self.quality not in (None, "auto"):
             raise invalid("tier", "tier and quality say the same thing: leave one of them out")
+        if self.background == "transparent" and self.format == "jpeg":
+            raise invalid("background", "jpeg has no transparency: use png or webp, or background=opaque")
         if self.format == "png" and self.output_compression not in (None, 100):
             raise invalid("output_compression", "output_compression is for jpeg and webp: png keeps every pixel")
 
@@ -106,12 +108,19 @@ class GenerationBody(ImageBody):
     """``POST /v1/images/generations``."""
 
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT)
+    rewrite: bool | None = Field(None, description="Whether the prompt is rewritten, where the server can.")
+
+    def check(self) -> None:
+        super().check()
+        if self.background == "transparent":
+            raise invalid("background", "new pictures are opaque: use background=opaque or auto")
 
 
 class EditBody(ImageBody):
     """``POST /v1/images/edits``, but for its pictures."""
 
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT)
+    rewrite: bool | None = Field(None, description="Whether the prompt is rewritten, where the server can.")
     strength: float | None = Field(None, gt=0, le=1)
     outpaint: Annotated[list[int], BeforeValidator(_numbers)] | None = Field(None, min_length=4, max_length=4)
 
@@ -136,8 +145,6 @@ def read_body(kind: type[Body], fields: Mapping[str, Any], strict: bool) -> Body
             raise invalid(name, f"{name} cannot be honoured: {reason}")
     if fields.get("response_format") == "url":
         raise invalid("response_format", "pictures are not kept for a URL: use b64_json")
-    if fields.get("background") == "transparent":
-        raise invalid("background", "the model makes opaque pictures: use background=opaque or auto")
     try:
         kept = {name: value for name, value in fields.items() if name not in REFUSED}
         body = kind.model_validate(kept, strict=strict)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -15,9 +14,9 @@ from starlette.types import Receive, Scope, Send
 from arimage.inference.results import GeneratedImage
 from arimage.server.answers import Answer
 from arimage.server.errors import ApiError, fault
+from arimage.server.logs import LOG
 from arimage.server.worker import Ended, Event, Finished, Job, Partial, Worker
 
-LOG = logging.getLogger("arimage.server")
 HEARTBEAT = b": still at it\n\n"
 
 

@@ -82,8 +82,8 @@ async def _from_form(request: Request) -> Upload:
     )
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        raise invalid(None, f"the form cannot be read: {error.message}", "invalid_form") from None
+    except (MultiPartException, UnicodeError) as error:  # the latter of a charset such as idna
+        raise invalid(None, f"the form cannot be read: {error}", "invalid_form") from None
     upload = Upload(strict=False)
     for name, value in form.multi_items():
         content = await value.read() if isinstance(value, UploadFile) else value

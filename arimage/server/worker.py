@@ -1,6 +1,5 @@
 """The thread that owns the model, and the queue before it."""
 
-import logging
 import math
 import threading
 import time
@@ -12,16 +11,16 @@ from typing import Literal, get_args
 from PIL import Image
 
 from arimage.autoregressive.generation import TOKEN_BATCH
-from arimage.errors import Cancelled
+from arimage.errors import ArimageError, Cancelled
 from arimage.inference.calls import Call
 from arimage.inference.networks import NetworkName
 from arimage.inference.pipeline import ImagePipeline
 from arimage.inference.requests import Preview, Progress
 from arimage.inference.results import GeneratedImage
-from arimage.server.errors import ApiError, from_library, unavailable
+from arimage.server.errors import ApiError, fault, from_library, unavailable
+from arimage.server.logs import LOG
 from arimage.server.metrics import Metrics
 
-LOG = logging.getLogger("arimage.server")
 USUAL_SECONDS = 5.0
 State = Literal["loading", "ready", "closing", "failed"]
 
@@ -117,13 +116,14 @@ class Worker:
     def check_open(self) -> None:
         """Raise ApiError where no request is taken: 503 while loading or closing, 429 when the queue is full."""
         if self.state == "loading":
-            raise unavailable("loading", "the model is being loaded", 2)
+            raise unavailable("loading", "the model is being loaded", 1)
         if self.state != "ready":
             raise unavailable("shutting_down", "the server is shutting down", 10)
         unfinished = len(self._queue) + len(self._taken)
         if unfinished > self.capacity:
             seconds = min(600, max(1, math.ceil(self._seconds * unfinished)))
-            raise ApiError(429, "queue_full", f"{unfinished} requests are waiting already", retry_after=seconds)
+            message = f"the queue is full with {unfinished} requests: try again in {seconds} s"
+            raise ApiError(429, "queue_full", message, retry_after=seconds)
 
     def submit(self, job: Job) -> None:
         """Put a request into the queue.
@@ -171,14 +171,23 @@ class Worker:
     def _work(self) -> None:
         try:
             self._load()
+            with self._changed:
+                if self.state == "loading":
+                    self.state = "ready"
+            while batch := self._take():
+                self._make(batch)
         except Exception as error:
-            self.failure, self.state = error, "failed"
-            return
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """End everything, since nobody is left to do it."""
         with self._changed:
-            if self.state == "loading":
-                self.state = "ready"
-        while batch := self._take():
-            self._make(batch)
+            self.failure, self.state = error, "failed"
+            unfinished = [*self._taken, *self._queue]
+            self._taken.clear()
+            self._queue.clear()
+        for job in unfinished:
+            job.emit(Ended(unavailable("failed", "the server has failed and ends", 10)))
 
     def _load(self) -> None:
         """Read what the first request would otherwise wait for."""
@@ -257,7 +266,7 @@ class Worker:
             return job.refusal or ApiError(499, "cancelled", "the request was cancelled")
         except Exception as error:
             LOG.exception("failed", extra={"fields": {"request_id": job.id}})
-            return from_library(error, ())
+            return from_library(error, ()) if isinstance(error, ArimageError) else fault(error)
         return None
 
 
