@@ -388,6 +388,34 @@ def test_exercises_in_copying_show_a_renamed_reference_and_ask_for_it(
         assert ("copy_accuracy" in parts) == (renamed > 0) == (share == 1)
 
 
+def test_renamed_edits_keep_their_text_and_hide_what_is_kept_behind_new_codes(
+    start: Path, assets: Path, tmp_path: Path
+) -> None:
+    """New codes stand for codes that target and references share, one for one; all other codes stay."""
+    config = stage("autoregressive", start, assets, tmp_path, autoregressive={"rename_prob": 1.0}, batch_size=24)
+    objective: Any = build_objective(Checkpoint.open(start), config, CPU)
+    batch = StepBatches(config.data, 24, objective.collate, CaptionConfig(), seed=1)[0].tensors
+    plain = [{name: value for name, value in sample.items() if name != "renamed"} for sample in batch["samples"]]
+    before = objective.encode({"samples": plain})
+    hidden = 0
+    for sample, old, new in zip(batch["samples"], before, objective.encode(batch)):
+        assert ("renamed" in sample) == bool(old.references)
+        pairs = {
+            (int(a), int(b))
+            for grids in zip([*old.references, old.targets[-1]], [*new.references, new.targets[-1]])
+            for a, b in zip(grids[0].flatten(), grids[1].flatten())
+        }
+        assert len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs)
+        changed = {a for a, b in pairs if a != b}
+        held = {int(code) for codes in old.references for code in codes.flatten()}
+        assert changed <= held & {int(code) for code in old.targets[-1].flatten()}
+        hidden += len(changed)
+        assert {b for a, b in pairs if a != b} == set(sample.get("new_codes", torch.empty(0)).tolist())
+    parts = objective.eval()(batch)
+    assert hidden > 0
+    assert "renamed_accuracy" in parts
+
+
 def stage_settings() -> Any:
     from arimage.training.config import DecoderTraining
 

@@ -98,6 +98,8 @@ class AutoregressiveObjective(Objective):
             if not pictured and Random(f"copy/{example.seed}").random() < self.settings.copy_task_prob:
                 sample["copied"] = example.seed
                 sample["text"] = ""
+            elif not pictured and Random(f"rename/{example.seed}").random() < self.settings.rename_prob:
+                sample["renamed"] = example.seed
             sample["preview"] = pictured and Random(f"preview/{example.seed}").random() < self.settings.preview
             if sample["preview"] and self.settings.preview_shows == "picture" and "target" in sample:
                 sample["preview_view"] = preview_view(example.pictured.image)
@@ -121,6 +123,8 @@ class AutoregressiveObjective(Objective):
             if "copied" in sample:
                 references, own = self._copied(references, sample["copied"])
                 sample["size"] = tuple(PIXELS_PER_TOKEN * side for side in own[0].shape)
+            elif "renamed" in sample:
+                references, own, sample["new_codes"] = self._renamed(references, own[-1], sample["renamed"])
             elif not sample["preview"]:
                 own = own[-1:]
             elif self.settings.preview_shows == "blank":
@@ -133,6 +137,24 @@ class AutoregressiveObjective(Objective):
         names = torch.randperm(self.vocabulary.codebook_size, generator=generator(seed, NAMES))
         renamed = [names[codes] for codes in references]
         return renamed, renamed[-1:]
+
+    def _renamed(
+        self, references: list[Tensor], target: Tensor, seed: int
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """References and target in which a random share of the codes that they have in common are others, and those
+        new codes. What an edit keeps can then not be remembered, only looked up."""
+        stream = generator(seed, NAMES)
+        held = torch.cat([codes.flatten() for codes in references]).unique()
+        shared = target.unique()
+        shared = shared[torch.isin(shared, held)]
+        share = float(torch.rand(1, generator=stream))
+        chosen = shared[torch.rand(len(shared), generator=stream) < share]
+        unused = torch.randperm(self.vocabulary.codebook_size, generator=stream)
+        unused = unused[~torch.isin(unused, torch.cat([held, target.flatten()]))]
+        chosen = chosen[: len(unused)]
+        table = torch.arange(self.vocabulary.codebook_size)
+        table[chosen] = unused[: len(chosen)]
+        return [table[codes] for codes in references], [table[target]], table[chosen]
 
     def _blank(self, size: tuple[int, int]) -> Tensor:
         """The preview of a white picture of ``size`` (height, width)."""
@@ -169,7 +191,12 @@ class AutoregressiveObjective(Objective):
             right = (scores.argmax(dim=-1) == labels[asked]).float()
             copied = torch.tensor(["copied" in sample for sample in batch["samples"]], device=self.device)[owner][asked]
             target = regions[asked] == Region.TARGET
-            named = {"preview": regions[asked] == Region.PREVIEW, "target": target & ~copied, "copy": target & copied}
+            new = [sample.get("new_codes", torch.empty(0)) for sample in batch["samples"]]
+            renamed = torch.cat([torch.isin(one.labels, codes) for one, codes in zip(sequences, new)]).to(self.device)
+            named = {
+                "preview": regions[asked] == Region.PREVIEW, "target": target & ~copied, "copy": target & copied,
+                "renamed": target & renamed[asked],
+            }  # fmt: skip
             for name, inside in named.items():
                 if inside.any():
                     parts[name] = losses[inside].mean().detach()

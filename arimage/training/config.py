@@ -157,6 +157,9 @@ class AutoregressiveTraining(_Strict):
         copy_task_prob: share of the edits that become exercises in copying: without a text, all codes of the sample
             renamed by a permutation of its own, and the last reference is the target. What a code means is no help
             there, so that a model learns to look its references up, which edits alone teach late.
+        rename_prob: share of the other edits in which a random share of the codes that target and references have in
+            common are replaced by random others, the same in all of them (random symbols, as in symbol tuning, Wei et
+            al. 2023, arXiv:2305.08298). The instruction stays true, and what it keeps has to be looked up.
     """
 
     preview: float = Field(1.0, ge=0, le=1)
@@ -166,6 +169,7 @@ class AutoregressiveTraining(_Strict):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     codes_from_codebook: bool = False
     copy_task_prob: float = Field(0.0, ge=0, le=1)
+    rename_prob: float = Field(0.0, ge=0, le=1)
 
 
 class Distillation(_Strict):
