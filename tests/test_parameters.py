@@ -101,6 +101,13 @@ def test_every_format_carries_both(kind, tmp_path):
     assert read_origin(bare).parameters is None
 
 
+def test_the_chunk_of_a_plain_prompt_is_of_the_kind_that_every_reader_knows():
+    for prompt, chunk in (("a red fox, café", b"tEXtparameters\0"), ("文字", b"iTXtparameters\0")):
+        contents = encode_picture(Image.new("RGB", (8, 8)), "PNG", recipe(prompt=prompt))
+        assert chunk in contents
+        assert Image.open(io.BytesIO(contents)).info["parameters"].startswith(prompt)
+
+
 def test_a_prompt_too_long_for_other_programs_is_kept_for_us():
     long = recipe(prompt="word " * 8000)
     contents = encode_picture(Image.new("RGB", (8, 8)), "JPEG", long)

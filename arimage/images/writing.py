@@ -111,7 +111,7 @@ def encode_picture(
         text = PngImagePlugin.PngInfo()
         if recipe is not None:
             text.add_itxt(RECIPE_KEY, recipe.to_json())
-            text.add_itxt(PARAMETERS_KEY, parameters_text(recipe))
+            text.add_text(PARAMETERS_KEY, parameters_text(recipe))  # Latin-1 where it can be, as readers expect
         if xmp is not None:
             text.add_itxt("XML:com.adobe.xmp", xmp)
         options["pnginfo"] = text
