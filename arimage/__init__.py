@@ -22,8 +22,10 @@ if TYPE_CHECKING:
         InputImageError,
         UsageError,
     )
+    from arimage.images.credentials import Credentials
     from arimage.images.recipe import Recipe
-    from arimage.inference.api import edit, generate, load
+    from arimage.inference.api import edit, explore, generate, load, upscale
+    from arimage.inference.exploration import Exploration
     from arimage.inference.pipeline import ImagePipeline
     from arimage.inference.requests import Preview, Progress
     from arimage.inference.results import GeneratedImage
@@ -33,6 +35,8 @@ _HOMES = {
     "ArimageError": "arimage.errors",
     "Cancelled": "arimage.errors",
     "CheckpointError": "arimage.errors",
+    "Credentials": "arimage.images.credentials",
+    "Exploration": "arimage.inference.exploration",
     "ForkedError": "arimage.errors",
     "GeneratedImage": "arimage.inference.results",
     "ImagePipeline": "arimage.inference.pipeline",
@@ -45,14 +49,18 @@ _HOMES = {
     "TokenSampling": "arimage.autoregressive.sampling",
     "UsageError": "arimage.errors",
     "edit": "arimage.inference.api",
+    "explore": "arimage.inference.api",
     "generate": "arimage.inference.api",
     "load": "arimage.inference.api",
+    "upscale": "arimage.inference.api",
 }
 
 __all__ = [
     "ArimageError",
     "Cancelled",
     "CheckpointError",
+    "Credentials",
+    "Exploration",
     "ForkedError",
     "GeneratedImage",
     "ImagePipeline",
@@ -65,8 +73,10 @@ __all__ = [
     "TokenSampling",
     "UsageError",
     "edit",
+    "explore",
     "generate",
     "load",
+    "upscale",
 ]
 
 

@@ -16,7 +16,7 @@ from arimage.errors import UsageError
 from decoder.solvers import Solver
 
 Tier = Literal["reference", "fast"]
-Task = Literal["generate", "edit"]
+Task = Literal["generate", "edit", "upscale"]
 Phase = Literal["diffusion", "tokens"]
 TASKS: tuple[Task, ...] = get_args(Task)
 INTERVAL = tuple[float, float]
@@ -301,7 +301,7 @@ class SamplingOptions(TypedDict, total=False):
             "that was trained for it; not with references",
             default=True,
             half="tokens",
-            tasks=("generate",),
+            tasks=("generate", "upscale"),
             not_with_references="the format gives them no preview",
         ),
     ]

@@ -74,7 +74,7 @@ def test_an_unknown_placeholder_is_named(pattern):
 
 
 def test_the_contact_sheet_is_called_after_the_pattern():
-    for pattern, name in (("a.png", "a"), ("{index:03}.png", "all"), ("x-{seed}.webp", "x-"), ("{{b}}.png", "{b}")):
+    for pattern, name in (("a.png", "a"), ("{index:03}.png", "all"), ("x-{seed}.webp", "x"), ("{{b}}.png", "{b}")):
         assert sheet_path(Path(pattern), Path("out/1.png")) == Path(f"out/{name}-sheet.png")
 
 

@@ -72,9 +72,10 @@ class Prompt:
     """Everything before the first generated token.
 
     Attributes:
-        tokens: (L,) ids, the last one is image start.
+        tokens: (L,) ids, the last one is image start, or the last code of a preview that is given.
         positions: (3, L).
-        grids: the grids to generate, in order: preview and target, or the target alone when there are references.
+        grids: the grids to generate, in order: preview and target, or the target alone when there are references or the
+            preview is given.
         next_position: the base of the first of them.
     """
 
@@ -139,7 +140,13 @@ class _Sequence:
 
 
 def build_prompt(
-    vocabulary: Vocabulary, text: str, target: Grid, references: Sequence[Tensor] = (), *, preview: bool | None = None
+    vocabulary: Vocabulary,
+    text: str,
+    target: Grid,
+    references: Sequence[Tensor] = (),
+    *,
+    preview: bool | None = None,
+    preview_codes: Tensor | None = None,
 ) -> Prompt:
     """The prompt of one picture.
 
@@ -148,9 +155,11 @@ def build_prompt(
         references: code grids (h, w) of the reference pictures, in order.
         preview: generate a preview grid first; by default exactly when there are no references, as the format has
             it.
+        preview_codes: those of a preview grid that is given: they stand in the prompt where a generated one would
+            follow it, and the target alone is left to generate.
 
     Raises:
-        ValueError: a reference holds something that is not a code, or is not a grid.
+        ValueError: a reference or a preview holds something that is not a code, or is not a grid of its size.
     """
     sequence = _Sequence()
     sequence.text(vocabulary.prefix)
@@ -160,12 +169,18 @@ def build_prompt(
         sequence.image(Grid(*codes.shape), codes)
         sequence.text([vocabulary.image_end])
     sequence.text(vocabulary.encode(text))
-    with_preview = not references if preview is None else preview
+    with_preview = preview_codes is not None or (not references if preview is None else preview)
     grids = (preview_grid(target), target) if with_preview else (target,)
     for grid in reversed(grids):
         shape = vocabulary.encode(f"{grid.height} {grid.width}")
         sequence.text([vocabulary.grid_start, *shape, vocabulary.grid_end])
     sequence.text([vocabulary.image_start])
+    if preview_codes is not None:
+        if tuple(preview_codes.shape) != tuple(grids[0]):
+            raise ValueError(f"the preview of {target} is {grids[0]}, not {tuple(preview_codes.shape)}")
+        _check_codes(preview_codes, vocabulary.codebook_size)
+        sequence.image(grids[0], preview_codes)
+        grids = (target,)
     tokens, positions = sequence.finish()
     return Prompt(tokens, positions, grids, sequence.position)
 

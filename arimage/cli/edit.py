@@ -47,6 +47,8 @@ def edit(
     compile: options.Compile = False,
     recipe: options.Recipe = True,
     ai_mark: options.AiMark = True,
+    c2pa_cert: options.C2paCert = None,
+    c2pa_key: options.C2paKey = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     **chosen: Any,
@@ -60,7 +62,7 @@ def edit(
     arimage edit cat.png --variation -n 4
     """
     from arimage.cli.console import Console, rewriter_at
-    from arimage.cli.targets import Written, plan_edits, without_results
+    from arimage.cli.targets import Written, credentials_from, plan_edits, without_results
     from arimage.errors import ArimageError, UsageError
     from arimage.files import check_writable
 
@@ -70,6 +72,7 @@ def edit(
             "--no-recipe with --no-ai-mark: results beside the pictures could not be told from them in the next run; "
             "give them a folder with -o"
         )
+    credentials = credentials_from(c2pa_cert, c2pa_key)
     pictures = without_results(found)
     plan = plan_edits(pictures, output, count, seed, mask is not None or outpaint is not None)
     console = Console(quiet)
@@ -81,7 +84,7 @@ def edit(
     todo = [job for job in plan if overwrite or not (several and job.done)]
     if len(todo) < len(plan):
         console.note(f"{len(plan) - len(todo)} of {len(plan)} are there already (--overwrite makes them again)")
-    written = Written(count * len(todo), recipe, ai_mark, console.note)
+    written = Written(count * len(todo), recipe, ai_mark, console.note, credentials)
     if not todo:
         with written.reported(json):
             return

@@ -19,6 +19,7 @@ def generate(
     reference: Annotated[
         list[Path] | None, typer.Option("--reference", "-r", help="Picture that the prompt refers to; may be repeated.")
     ] = None,
+    layout: options.Layout = None,
     output: options.Output = None,
     count: options.Count = 1,
     size: options.Size = None,
@@ -34,6 +35,8 @@ def generate(
     compile: options.Compile = False,
     recipe: options.Recipe = True,
     ai_mark: options.AiMark = True,
+    c2pa_cert: options.C2paCert = None,
+    c2pa_key: options.C2paKey = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     **chosen: Any,
@@ -45,9 +48,11 @@ def generate(
     arimage generate 'a yellow sign with the text "OPEN"' -n 4 --seed 7 -o signs/{index}.png
 
     arimage generate "in the style of this picture: a house" --reference painting.jpg
+
+    arimage generate "a house by the sea" --layout sketch.png
     """
     from arimage.cli.console import Console, rewriter_at
-    from arimage.cli.targets import Written, literal, output_paths, seeds_from, sheet_path, typed
+    from arimage.cli.targets import Written, credentials_from, literal, output_paths, seeds_from, sheet_path, typed
     from arimage.files import check_writable
     from arimage.images.writing import output_format
 
@@ -59,6 +64,7 @@ def generate(
     paths = output_paths(pattern, seeds)
     sheet = sheet_path(pattern, paths[0]) if len(paths) > 1 else None
     check_writable(paths if sheet is None else [*paths, sheet])
+    credentials = credentials_from(c2pa_cert, c2pa_key)
     console = Console(quiet)
     rewriter = rewriter_at(rewrite, rewrite_model)
     pipeline = console.load(
@@ -72,7 +78,7 @@ def generate(
     )
     prompts = [console.rewritten(rewriter, text, "generate") for text in prompts]
     console.note_domain(pipeline, prompts, editing=bool(reference))
-    written = Written(len(paths), recipe, ai_mark, console.note)
+    written = Written(len(paths), recipe, ai_mark, console.note, credentials)
     remaining = iter(paths)
     with written.reported(json):
         with console.progress() as progress:
@@ -82,6 +88,7 @@ def generate(
                 images_per_prompt=count,
                 seed=seeds[0],
                 references=list(reference or []),
+                layout=layout,
                 on_progress=progress,
                 on_image=lambda image: written.write(image, next(remaining)),
                 **chosen,

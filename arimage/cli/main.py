@@ -13,11 +13,13 @@ import typer
 from arimage.cli import data as data_commands
 from arimage.cli import edit as edit_command
 from arimage.cli import evaluate as evaluate_command
+from arimage.cli import explore as explore_command
 from arimage.cli import generate as generate_command
 from arimage.cli import model as model_commands
 from arimage.cli import provenance
 from arimage.cli import serve as serve_command
 from arimage.cli import train as train_commands
+from arimage.cli import upscale as upscale_command
 from arimage.cli.console import print_what_can_be_shown
 
 INTERRUPTED = 130
@@ -33,6 +35,8 @@ app = typer.Typer(
 )
 app.command("generate")(generate_command.generate)
 app.command("edit")(edit_command.edit)
+app.command("explore")(explore_command.explore)
+app.command("upscale")(upscale_command.upscale)
 app.command("inspect")(provenance.inspect)
 app.command("reproduce")(provenance.reproduce)
 app.command("info")(model_commands.info)

@@ -14,8 +14,8 @@ from arimage.options import Task
 PICTURE, DIFFUSION, TOKENS, OUTPUT, MACHINE = "Picture", "Diffusion", "Visual tokens", "Output", "Model and machine"
 
 
-def _option(*names: str, panel: str, help: str, min: int | None = None) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, min=min)
+def _option(*names: str, panel: str, help: str, min: int | None = None, envvar: str | None = None) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, min=min, envvar=envvar)
 
 
 Model = Annotated[
@@ -56,9 +56,29 @@ Size = Annotated[
 Output = Annotated[
     Path | None, _option("-o", "--output", panel=OUTPUT, help="File, pattern with {index} {seed}, or folder.")
 ]
-Recipe = Annotated[bool, _option("--recipe/--no-recipe", panel=OUTPUT, help="Carry the recipe in the file.")]
+Recipe = Annotated[
+    bool,
+    _option(
+        "--recipe/--no-recipe", panel=OUTPUT, help="Carry the recipe in the file, and what other programs read of it."
+    ),
+]
 AiMark = Annotated[
     bool, _option("--ai-mark/--no-ai-mark", panel=OUTPUT, help="Mark the file as made by a model (IPTC).")
+]
+C2paCert = Annotated[
+    Path | None,
+    _option(
+        "--c2pa-cert",
+        panel=OUTPUT,
+        envvar="ARIMAGE_C2PA_CERT",
+        help="Certificate chain to sign files with (C2PA, PEM).",
+    ),
+]
+C2paKey = Annotated[
+    Path | None, _option("--c2pa-key", panel=OUTPUT, envvar="ARIMAGE_C2PA_KEY", help="Its private key (PEM).")
+]
+Layout = Annotated[
+    Path | None, _option("--layout", panel=PICTURE, help="Sketch or rough picture whose composition is followed.")
 ]
 Json = Annotated[bool, _option("--json", panel=OUTPUT, help="Print results as JSON.")]
 Quiet = Annotated[bool, _option("--quiet", "-q", panel=OUTPUT, help="No progress and no notes.")]

@@ -18,7 +18,11 @@ def python_page() -> str:
     from arimage.inference.settings import Options
 
     model = {"model": "checkpoint folder or loaded pipeline; the embedded model by default"}
-    file = {"recipe": "carry the recipe in the file.", "ai_mark": "mark the file as made by a model (IPTC)."}
+    file = {
+        "recipe": "carry the recipe in the file, and what other programs read of it.",
+        "ai_mark": "mark the file as made by a model (IPTC).",
+        "credentials": "certificate and key to sign the file with (C2PA).",
+    }
     path = {"path": "its suffix says the format."}
     picture = arimage.GeneratedImage
     lines = [
@@ -26,11 +30,16 @@ def python_page() -> str:
         "",
         "Made from the code: `python -m arimage.cli.python_page > docs/python.md`.",
         "",
-        "`arimage.generate` and `arimage.edit` open the model by themselves; `arimage.load` gives a pipeline",
-        "with the same two as methods. Each takes the [options](#options) besides its own arguments.",
+        "`arimage.generate`, `edit`, `upscale` and `explore` open the model by themselves; `arimage.load` gives",
+        "a pipeline with the same four as methods. Each takes the [options](#options) besides its own arguments.",
         "",
         *_function("arimage.generate", arimage.generate, model | _meanings(ImagePipeline.generate)),
         *_function("arimage.edit", arimage.edit, model | _meanings(ImagePipeline.edit)),
+        *_function("arimage.upscale", arimage.upscale, model | _meanings(ImagePipeline.upscale)),
+        *_function("arimage.explore", arimage.explore, model | _meanings(ImagePipeline.explore)),
+        *_fields("arimage.Exploration", arimage.Exploration),
+        *_function("Exploration.pick", arimage.Exploration.pick, {"seed": "of the picture."}),
+        *_function("Exploration.sheet", arimage.Exploration.sheet, {}),
         *_function("arimage.load", arimage.load, {"path": "checkpoint folder."} | _meanings(ImagePipeline)),
         *_function("ImagePipeline.make", ImagePipeline.make, _meanings(ImagePipeline.make)),
         *_options(Options),
@@ -38,6 +47,8 @@ def python_page() -> str:
         *_function("GeneratedImage.save", picture.save, path | file),
         *_function("GeneratedImage.to_bytes", picture.to_bytes, file | _meanings(picture.to_bytes)),
         *_fields("arimage.Recipe", arimage.Recipe),
+        *_fields("arimage.Credentials", arimage.Credentials),
+        *_function("Credentials.read", arimage.Credentials.read, {"certificate": "PEM file.", "key": "PEM file."}),
         *_fields("arimage.Progress", arimage.Progress),
         *_fields("arimage.Preview", arimage.Preview),
         *_fields("arimage.TokenSampling", arimage.TokenSampling),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL import Image
 
+    from arimage.images.credentials import Credentials
     from arimage.inference.results import GeneratedImage
 
 FIELD = re.compile(r"\{\{|\}\}|\{(?P<name>[^\W\d]\w*)(?P<format>[:!.\[][^{}]*)?\}")
@@ -80,7 +81,7 @@ def output_paths(pattern: Path, seeds: Sequence[int]) -> list[Path]:
 
 def sheet_path(pattern: Path, first: Path) -> Path:
     """Where the contact sheet of several pictures goes: beside the first, under the pattern's name."""
-    stem = FIELD.sub(lambda match: "" if match["name"] else match[0][0], pattern.stem)
+    stem = FIELD.sub(lambda match: "" if match["name"] else match[0][0], pattern.stem).rstrip("-_ ")
     return first.with_name(f"{stem or 'all'}-sheet.png")
 
 
@@ -88,6 +89,22 @@ def seeds_from(seed: int | None, count: int) -> list[int]:
     """The seeds of so many pictures, from the one that was given or from a drawn one on."""
     first = secrets.randbelow(SEEDS) if seed is None else seed
     return [first + i for i in range(count)]
+
+
+def credentials_from(certificate: Path | None, key: Path | None) -> "Credentials | None":
+    """What files are signed with, from ``--c2pa-cert`` and ``--c2pa-key``.
+
+    Raises:
+        UsageError: one of them is missing, or cannot be used.
+    """
+    if certificate is None and key is None:
+        return None
+    from arimage.errors import UsageError
+    from arimage.images.credentials import Credentials
+
+    if certificate is None or key is None:
+        raise UsageError(f"{'--c2pa-key' if key is None else '--c2pa-cert'} is missing: signing needs both")
+    return Credentials.read(certificate, key)
 
 
 @dataclass(frozen=True)
@@ -204,10 +221,18 @@ class Written:
         total: how many there will be.
         recipe, ai_mark: what files carry.
         note: takes what should be known.
+        credentials: what files are signed with.
     """
 
-    def __init__(self, total: int, recipe: bool, ai_mark: bool, note: Callable[[str], None]) -> None:
-        self.total, self.recipe, self.ai_mark, self.note = total, recipe, ai_mark, note
+    def __init__(
+        self,
+        total: int,
+        recipe: bool,
+        ai_mark: bool,
+        note: Callable[[str], None],
+        credentials: "Credentials | None" = None,
+    ) -> None:
+        self.total, self.recipe, self.ai_mark, self.note, self.credentials = total, recipe, ai_mark, note, credentials
         self.images: list[GeneratedImage] = []
         self.paths: list[Path] = []
         self.sheet: Path | None = None
@@ -216,19 +241,20 @@ class Written:
         """Write a finished picture."""
         from arimage.images.writing import lossy_notice
 
-        image.save(path, recipe=self.recipe, ai_mark=self.ai_mark)
+        image.save(path, recipe=self.recipe, ai_mark=self.ai_mark, credentials=self.credentials)
         self.images.append(image)
         self.paths.append(path)
         if notice := lossy_notice(path, image.recipe.protects, image.deep is not None):
             self.note(f"note: {notice}")
 
-    def write_sheet(self, path: Path) -> None:
-        """Write all of them in one picture."""
+    def write_sheet(self, path: Path, *, seeds: bool = False) -> None:
+        """Write all of them in one picture, with their seeds below if wanted."""
         from arimage.images.sheets import contact_sheet
         from arimage.images.writing import save_picture
 
         pictures: list[Image.Image] = [image.image for image in self.images]
-        self.sheet = save_picture(contact_sheet(pictures), path)
+        labels = [str(image.recipe.seed) for image in self.images] if seeds else []
+        self.sheet = save_picture(contact_sheet(pictures, labels=labels), path)
 
     @contextmanager
     def reported(self, as_json: bool) -> Iterator[None]:

@@ -9,7 +9,7 @@ from urllib.parse import unquote_to_bytes
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from arimage.errors import ArimageError
-from arimage.options import Tier
+from arimage.options import Task, Tier
 
 RECIPE_VERSION = 1
 FILE_URI = "file://"
@@ -79,6 +79,20 @@ class AdapterSource(Source):
     strength: float = 1.0
 
 
+class Variation(BaseModel):
+    """How a picture varies another one of its prompt.
+
+    Attributes:
+        of: seeds on the way to that one: of the picture that was picked first, of the variation picked among its own.
+        change: share of the visual tokens that were drawn anew at each step.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    of: tuple[int, ...]
+    change: float
+
+
 class Recipe(BaseModel):
     """How one picture was made.
 
@@ -87,12 +101,14 @@ class Recipe(BaseModel):
         arimage: version of the package.
         model, weights_sha256, random_weights: what made it; random weights were never trained.
         lora: the adapters that were merged into it, in their order; ``weights_sha256`` covers them, too.
-        task: ``generate`` or ``edit``.
+        task: ``generate``, ``edit`` or ``upscale``.
         prompt, seed: of this picture.
         size: (width, height) at which the networks worked.
         output_size: (width, height) of the picture.
         settings: diffusion and token settings, by the names of the options.
         references: the pictures that the prompt refers to; the first is the one that was edited.
+        layout: the picture that the preview grid was made of.
+        variation: of which picture it is one.
         mask, mask_polarity, outpaint: what was allowed to change.
         tier: the named quality tier.
         device, dtype, torch: where it was computed.
@@ -106,13 +122,15 @@ class Recipe(BaseModel):
     weights_sha256: str
     random_weights: bool
     lora: tuple[AdapterSource, ...] = ()
-    task: Literal["generate", "edit"]
+    task: Task
     prompt: Text
     seed: int
     size: tuple[int, int]
     output_size: tuple[int, int]
     settings: Annotated[dict[str, Annotated[Any, BeforeValidator(_text)]], BeforeValidator(_settings)]
     references: tuple[Source, ...] = ()
+    layout: Source | None = None
+    variation: Variation | None = None
     mask: Source | None = None
     mask_polarity: Literal["white", "black"] = "white"
     outpaint: tuple[int, int, int, int] | None = None

@@ -38,7 +38,7 @@ def parse_size(size: Size, limits: SizeLimits) -> tuple[int, int]:
     Raises:
         UsageError: it cannot be understood, is no multiple of 32, or lies outside the limits.
     """
-    default = max(limits.low, limits.high // 2 // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN)
+    default = _usual_side(limits)
     if size is None:
         return default, default
     if isinstance(size, str):
@@ -58,6 +58,57 @@ def parse_size(size: Size, limits: SizeLimits) -> tuple[int, int]:
     return height, width
 
 
+def size_like(picture: tuple[int, int], limits: SizeLimits) -> tuple[int, int]:
+    """(height, width) of the model's usual area in the aspect of a picture of (height, width).
+
+    Raises:
+        UsageError: the aspect is beyond what the format allows.
+    """
+    high, wide = picture
+    _check_aspect(wide, high, f"of {wide}x{high} pixels")
+    width, height = _of_aspect(wide, high, _usual_side(limits), limits)
+    return height, width
+
+
+def enlarged_size(
+    picture: tuple[int, int], longest: int | None, limits: SizeLimits
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """How large a picture of (height, width) becomes: (height, width) of the networks, multiples of 32, and its own.
+
+    Args:
+        longest: the longer side of the result; twice the picture's, as far as the model goes, when None.
+
+    Raises:
+        UsageError: that is not larger than the picture, or beyond the model, or the aspect is beyond the format.
+    """
+    high, wide = picture
+    now = max(picture)
+    _check_aspect(wide, high, f"of {wide}x{high} pixels")
+    if now >= limits.high:
+        raise UsageError(f"the picture has {wide}x{high} pixels, and {limits.high} a side is the most of this model")
+    longest = min(2 * now, limits.high) if longest is None else longest
+    if not isinstance(longest, int) or isinstance(longest, bool) or not now < longest <= limits.high:
+        raise UsageError(
+            f"size must be the longer side in pixels, above the {now} of the picture and at most the {limits.high} of "
+            f"this model; got {longest!r}"
+        )
+    height, width = (max(1, round(side * longest / now)) for side in picture)
+    return (_snapped(height, limits), _snapped(width, limits)), (height, width)
+
+
+def middle_of(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """As much of a picture's middle as has the aspect of (height, width)."""
+    height, width = size
+    wide = min(picture.width, max(1, round(picture.height * width / height)))
+    high = min(picture.height, max(1, round(picture.width * height / width)))
+    left, top = (picture.width - wide) // 2, (picture.height - high) // 2
+    return picture.crop((left, top, left + wide, top + high))
+
+
+def _usual_side(limits: SizeLimits) -> int:
+    return max(limits.low, limits.high // 2 // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN)
+
+
 def _parse_text(size: str, side: int, limits: SizeLimits) -> tuple[int, int]:
     text = size.strip().lower()
     if pixels := re.fullmatch(r"(\d{1,6})(?:\s*[x×,]\s*(\d{1,6}))?", text):
@@ -71,11 +122,20 @@ def _parse_text(size: str, side: int, limits: SizeLimits) -> tuple[int, int]:
         raise UsageError(
             f"size {size!r} is not known: use 512, 640x480, 16:9 or one of {names}{nearest(text, ASPECTS)}"
         )
+    _check_aspect(wide, high, repr(size))
+    return _of_aspect(wide, high, side, limits)
+
+
+def _check_aspect(wide: int, high: int, called: str) -> None:
     if not wide or not high or max(wide, high) > MAX_ASPECT * min(wide, high):
-        raise UsageError(f"the aspect {size!r} is beyond {MAX_ASPECT}:1, the most that the format allows")
+        raise UsageError(f"the aspect {called} is beyond {MAX_ASPECT}:1, the most that the format allows")
 
-    def snapped(length: float) -> int:
-        return min(max(round(length / PIXELS_PER_TOKEN), 1) * PIXELS_PER_TOKEN, limits.high)
 
+def _of_aspect(wide: int, high: int, side: int, limits: SizeLimits) -> tuple[int, int]:
+    """(width, height) of the area of a square of this side."""
     root = math.sqrt(wide / high)
-    return snapped(side * root), snapped(side / root)
+    return _snapped(side * root, limits), _snapped(side / root, limits)
+
+
+def _snapped(length: float, limits: SizeLimits) -> int:
+    return min(max(round(length / PIXELS_PER_TOKEN), 1) * PIXELS_PER_TOKEN, limits.high)

@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ from PIL import Image, PngImagePlugin
 
 from arimage.errors import ArimageError, UsageError, nearest
 from arimage.files import write_whole
-from arimage.images.provenance import GENERATED, RECIPE_KEY, mark_xmp, recipe_exif
+from arimage.images.parameters import parameters_text
+from arimage.images.provenance import GENERATED, PARAMETERS_KEY, RECIPE_KEY, recipe_exif, xmp_packet
 from arimage.images.recipe import Recipe
 from arimage.images.sixteen_bits import encode_png
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 QUALITY = 95
+Sign = Callable[[bytes, str], bytes]
 LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}  # pixels, of what their libraries write
 
 
@@ -52,6 +55,7 @@ def save_picture(
     quality: int = QUALITY,
     lossless: bool = False,
     deep: np.ndarray | None = None,
+    sign: Sign | None = None,
 ) -> Path:
     """Write a picture whole or not at all; what was there before stays until then.
 
@@ -62,6 +66,7 @@ def save_picture(
         quality: of JPEG and WebP, 1 to 100.
         lossless: keep every pixel where the format can: PNG does always, JPEG never.
         deep: the picture in 16 bits a channel, (H, W, 3 or 4) uint16, which PNG writes instead.
+        sign: is given the contents of the file and its format, and gives back what is written.
 
     Raises:
         UsageError: the suffix cannot be written.
@@ -71,7 +76,7 @@ def save_picture(
     try:
         contents = encode_picture(
             image, output_format(path), recipe,
-            ai_mark=ai_mark, icc_profile=icc_profile, quality=quality, lossless=lossless, deep=deep,
+            ai_mark=ai_mark, icc_profile=icc_profile, quality=quality, lossless=lossless, deep=deep, sign=sign,
         )  # fmt: skip
     except UsageError:
         raise
@@ -91,6 +96,7 @@ def encode_picture(
     quality: int = QUALITY,
     lossless: bool = False,
     deep: np.ndarray | None = None,
+    sign: Sign | None = None,
 ) -> bytes:
     """The contents of a file of a kind that :func:`output_format` gives; the arguments are :func:`save_picture`'s.
 
@@ -100,16 +106,18 @@ def encode_picture(
     options: dict[str, object] = {"format": kind}
     if icc_profile:
         options["icc_profile"] = icc_profile
-    xmp = mark_xmp(ai_mark) if ai_mark else None
+    xmp = xmp_packet(ai_mark or None, None if kind == "PNG" else recipe)
     if kind == "PNG":
         text = PngImagePlugin.PngInfo()
         if recipe is not None:
             text.add_itxt(RECIPE_KEY, recipe.to_json())
+            text.add_text(PARAMETERS_KEY, parameters_text(recipe))  # Latin-1 where it can be, as readers expect
         if xmp is not None:
             text.add_itxt("XML:com.adobe.xmp", xmp)
         options["pnginfo"] = text
         if deep is not None:
-            return encode_png(deep, text, icc_profile)
+            contents = encode_png(deep, text, icc_profile)
+            return contents if sign is None else sign(contents, kind)
     else:
         options.update(quality=quality)
         if lossless and kind == "WEBP":
@@ -127,7 +135,7 @@ def encode_picture(
         image.save(buffer, **options)  # type: ignore[arg-type]
     except (OSError, ValueError) as error:
         raise ArimageError(f"{kind} does not take this picture ({error}); use .png") from None
-    return buffer.getvalue()
+    return buffer.getvalue() if sign is None else sign(buffer.getvalue(), kind)
 
 
 def check_holds(path: Path, size: tuple[int, int]) -> None:

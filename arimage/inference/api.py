@@ -1,4 +1,4 @@
-"""The front doors: :func:`load`, :func:`generate` and :func:`edit`."""
+"""The front doors: :func:`load`, :func:`generate`, :func:`edit`, :func:`upscale` and :func:`explore`."""
 
 import os
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from arimage.checkpoints.quantization import Quantization
 from arimage.images.canvas import Margins
 from arimage.images.sizes import Size
 from arimage.inference.arguments import Input
+from arimage.inference.exploration import Exploration
 from arimage.inference.networks import Placement
 from arimage.inference.pipeline import ImagePipeline
 from arimage.inference.results import GeneratedImage
@@ -63,6 +64,7 @@ def generate(
     images_per_prompt: int = 1,
     seed: int | None = None,
     references: Input | Sequence[Input] | None = (),
+    layout: Input | None = None,
     **options: Unpack[Options],
 ) -> list[GeneratedImage]:
     """Make pictures from text: :meth:`ImagePipeline.generate` of the embedded model, or of ``model``.
@@ -70,7 +72,13 @@ def generate(
     ``model`` is a checkpoint folder or a loaded pipeline; the folder last used stays loaded.
     """
     return _pipeline(model).generate(
-        prompt, size=size, images_per_prompt=images_per_prompt, seed=seed, references=references, **options
+        prompt,
+        size=size,
+        images_per_prompt=images_per_prompt,
+        seed=seed,
+        references=references,
+        layout=layout,
+        **options,
     )
 
 
@@ -97,5 +105,46 @@ def edit(
         size=size,
         images_per_prompt=images_per_prompt,
         seed=seed,
+        **options,
+    )
+
+
+def upscale(
+    image: Input,
+    prompt: str | None = None,
+    *,
+    model: str | os.PathLike[str] | ImagePipeline | None = None,
+    size: int | None = None,
+    images_per_prompt: int = 1,
+    seed: int | None = None,
+    **options: Unpack[Options],
+) -> list[GeneratedImage]:
+    """Make a picture anew at a larger size: :meth:`ImagePipeline.upscale` of the embedded model, or of ``model``."""
+    return _pipeline(model).upscale(image, prompt, size=size, images_per_prompt=images_per_prompt, seed=seed, **options)
+
+
+def explore(
+    prompt: str,
+    *,
+    model: str | os.PathLike[str] | ImagePipeline | None = None,
+    count: int = 9,
+    pick: int | Sequence[int] | None = None,
+    change: float = 0.5,
+    size: Size = None,
+    seed: int | None = None,
+    references: Input | Sequence[Input] | None = (),
+    layout: Input | None = None,
+    **options: Unpack[Options],
+) -> Exploration:
+    """Pictures of one prompt, or variations of one: :meth:`ImagePipeline.explore` of the embedded or named model."""
+    return _pipeline(model).explore(
+        prompt,
+        count=count,
+        pick=pick,
+        change=change,
+        size=size,
+        seed=seed,
+        references=references,
+        layout=layout,
         **options,
     )

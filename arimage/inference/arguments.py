@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from arimage.errors import Cancelled, UsageError
 from arimage.images.opening import Picture, PictureInput, open_picture
 from arimage.images.recipe import Source, is_text
@@ -14,6 +16,7 @@ from arimage.inference.results import GeneratedImage
 from arimage.inference.settings import Options
 
 MAX_SEED = 2**63
+NOTICED_SHARE = 0.9
 MAX_PROMPT_TOKENS = 4096
 Input = PictureInput | GeneratedImage
 
@@ -57,6 +60,20 @@ def open_all(sources: Sequence[Any], called: str, deep: bool = False) -> list[Pi
             picture = open_picture(source, deep=whole, called=name)
         pictures.append(picture)
     return pictures
+
+
+def layout_notices(layout: Picture, followed: Image.Image, references: bool) -> list[str]:
+    """What should be known about a layout of which a part is followed."""
+    notices = []
+    (height, width), name = layout.size, layout.path or "the layout"
+    if min(followed.width / width, followed.height / height) < NOTICED_SHARE:
+        notices.append(
+            f"{name}: the middle of {followed.width}x{followed.height} of its {width}x{height} pixels is followed, "
+            "in the aspect of size"
+        )
+    if references:
+        notices.append("a layout beside references: the format trains no such pictures, so they may follow neither")
+    return notices
 
 
 def checked_prompts(prompt: str | Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from arimage.autoregressive.generation import TOKEN_BATCH, UNCONSTRAINED, TokenProgress, TokenRequest, generate_grids
-from arimage.autoregressive.layout import Prompt, build_prompt, target_grid
+from arimage.autoregressive.layout import Prompt, build_prompt, preview_grid, target_grid
 from arimage.images.sizes import resized
 from arimage.inference.networks import Networks
 from arimage.inference.requests import (
@@ -30,7 +30,7 @@ from arimage.inference.settings import Settings
 from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder, Reference
 from decoder.glyph import quoted_texts
 from decoder.sampler import KnownRegion, StepState
-from tokenizer.image_size import SizeLimits, reference_size
+from tokenizer.image_size import PIXELS_PER_TOKEN, SizeLimits, reference_size
 from tokenizer.pixels import picture as as_picture
 from tokenizer.pixels import pixels
 
@@ -90,6 +90,7 @@ class Engine:
         every ``preview_every`` steps. What a callback raises ends the call; nothing is left half done, and pictures
         that are through with diffusion are still handed over.
         """
+        requests = self._encode_layouts(requests)
         sources = self._encode_references(requests)
         glyphs = self._encode_glyphs([request.prompt for request in requests], settings.negative_text)
         token_requests = self._token_requests(requests, settings, sources)
@@ -123,12 +124,34 @@ class Engine:
 
         So tokens of pictures that have little to do with each other are generated in one batch.
         """
+        requests = self._encode_layouts(requests)
         token_requests = self._token_requests(requests, settings, self._encode_references(requests))
         codes: dict[int, list[Tensor]] = {}
         for group in _batches(range(len(requests)), TOKEN_BATCH):
             codes |= self._generate_tokens(requests, token_requests, settings, group, on_progress)
         return [
             replace(request, codes=codes[i][-1], preview_codes=codes[i][0] if len(codes[i]) > 1 else None)
+            for i, request in enumerate(requests)
+        ]
+
+    def _encode_layouts(self, requests: Sequence[ImageRequest]) -> Sequence[ImageRequest]:
+        """The requests, those with a layout with the codes of their preview grids: as a model sees one in training."""
+        sizes: dict[int, tuple[int, int]] = {}
+        for i, request in enumerate(requests):
+            if request.layout is not None and request.codes is None and request.preview_codes is None:
+                grid = preview_grid(target_grid(*request.size))
+                sizes[i] = grid.height * PIXELS_PER_TOKEN, grid.width * PIXELS_PER_TOKEN
+        if not sizes:
+            return requests
+        views = {
+            (id(layout), size): resized(layout, size)
+            for i, size in sizes.items()
+            if (layout := requests[i].layout) is not None
+        }
+        with self.networks.use("semantic_tokenizer") as semantic_tokenizer:
+            codes = dict(zip(views, semantic_tokenizer.encode(list(views.values()))))
+        return [
+            replace(request, preview_codes=codes[id(request.layout), sizes[i]]) if i in sizes else request
             for i, request in enumerate(requests)
         ]
 
@@ -167,15 +190,22 @@ class Engine:
     def prompt(self, request: ImageRequest, references: Sequence[Tensor] = (), *, preview_grid: bool = True) -> Prompt:
         """The token prompt of a request whose references have these code grids."""
         preview = preview_grid and not references
-        return build_prompt(self.vocabulary, request.prompt, target_grid(*request.size), references, preview=preview)
+        return build_prompt(
+            self.vocabulary,
+            request.prompt,
+            target_grid(*request.size),
+            references,
+            preview=preview,
+            preview_codes=request.preview_codes,
+        )
 
     def _token_request(self, request: ImageRequest, settings: Settings, sources: Sources) -> TokenRequest:
         references = [sources[self._source_key(picture)].codes for picture in request.references]
-        fixed = None
+        fixed = request.fixed
         if request.mask is not None and request.canvas is not None:
             known = sources[id(request.canvas), request.size].codes
             protected = request.mask.protected_cells(*target_grid(*request.size))
-            fixed = torch.where(protected, known, UNCONSTRAINED)
+            fixed = torch.where(protected, known, UNCONSTRAINED if fixed is None else fixed)
         unconditional = None
         if settings.tokens.guidance != 1:
             without_text = replace(request, prompt="")
@@ -220,7 +250,10 @@ class Engine:
         batch = [token_requests[i] for i in asked]
         with self.networks.use("autoregressive") as model:
             generated = generate_grids(model, batch, settings.tokens, self.vocabulary.codebook_size, report)
-        return given | dict(zip(asked, generated))
+        for i, grids in zip(asked, generated):
+            preview = requests[i].preview_codes
+            given[i] = grids if preview is None else [preview, *grids]
+        return given
 
     def _show_preview_grids(self, work: "_Work", codes: dict[int, list[Tensor]]) -> None:
         """Render preview grids in a few unguided steps."""

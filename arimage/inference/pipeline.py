@@ -16,12 +16,14 @@ from arimage.errors import UsageError
 from arimage.images.canvas import Canvas, Margins, make_canvas
 from arimage.images.inputs import several
 from arimage.images.opening import Picture
-from arimage.images.recipe import AdapterSource, Recipe
-from arimage.images.sizes import Size, parse_size
+from arimage.images.provenance import described_by
+from arimage.images.recipe import AdapterSource, Recipe, Variation
+from arimage.images.sizes import Size, enlarged_size, middle_of, parse_size, size_like
 from arimage.inference.arguments import (
     MAX_PROMPT_TOKENS,
     Input,
     checked_prompts,
+    layout_notices,
     numbered,
     open_all,
     refuse_broken,
@@ -30,6 +32,7 @@ from arimage.inference.arguments import (
 )
 from arimage.inference.calls import Call
 from arimage.inference.engine import Engine
+from arimage.inference.exploration import Exploration, checked_change, checked_picks, variation_of
 from arimage.inference.networks import Networks, Placement, choose_device, choose_dtype
 from arimage.inference.requests import EngineImage, ImageRequest, ProgressCallback
 from arimage.inference.results import GeneratedImage
@@ -80,6 +83,7 @@ class ImagePipeline:
         images_per_prompt: int = 1,
         seed: int | None = None,
         references: Input | Sequence[Input] | None = (),
+        layout: Input | None = None,
         **options: Unpack[Options],
     ) -> list[GeneratedImage]:
         """Make pictures from text, and from references that the text speaks of.
@@ -87,11 +91,13 @@ class ImagePipeline:
         Args:
             prompt: one or several; what stands in quotes is written into the picture.
             size: a side for a square, (width, height), ``"640x480"``, or an aspect such as ``"landscape"``; sides
-                are multiples of 32. None is the model's usual square.
+                are multiples of 32. None is the model's usual square, or its usual area in the layout's aspect.
             images_per_prompt: at least 1.
             seed: of the first picture; the i-th uses ``seed + i``. None draws one, which the recipe records.
             references: pictures of any size for every prompt (style, identity, objects to combine): paths, bytes, open
                 files, data URLs, Pillow pictures, NumPy arrays or results of earlier calls.
+            layout: a sketch or rough picture whose composition every picture follows: the preview grid is made of it
+                instead of being generated. Of another aspect than ``size`` its middle is taken.
             **options: see :class:`Options`.
 
         Returns:
@@ -103,7 +109,13 @@ class ImagePipeline:
             Cancelled: ``cancel`` was set.
         """
         call = self.prepare_generation(
-            prompt, size=size, images_per_prompt=images_per_prompt, seed=seed, references=references, **options
+            prompt,
+            size=size,
+            images_per_prompt=images_per_prompt,
+            seed=seed,
+            references=references,
+            layout=layout,
+            **options,
         )
         return self.run(call, **options)
 
@@ -115,19 +127,140 @@ class ImagePipeline:
         images_per_prompt: int = 1,
         seed: int | None = None,
         references: Input | Sequence[Input] | None = (),
+        layout: Input | None = None,
         **options: Unpack[Options],
     ) -> Call:
         """What :meth:`generate` would run, checked and opened; no network is needed for it. Callbacks are left out."""
         prompts = checked_prompts(prompt)
         opened = open_all([] if references is None else several(references), "reference")
-        refuse_misplaced(options, "generate", references=bool(opened))
-        working = parse_size(size, self.engine.limits)
+        refuse_misplaced(options, "generate", references=bool(opened) and layout is None)
+        sketch, followed, limits = None, None, self.engine.limits
+        if layout is None:
+            working = parse_size(size, limits)
+        else:
+            options = self._with_preview(options, "layout")
+            sketch = open_all([layout], "layout")[0]
+            working = size_like(sketch.size, limits) if size is None else parse_size(size, limits)
+            followed = middle_of(sketch.flattened(), working)
+            sketch = replace(sketch, notices=(*sketch.notices, *layout_notices(sketch, followed, bool(opened))))
         shared = tuple(picture.flattened() for picture in opened)
         chosen = settings_from(options, self.checkpoint.sampling)
         asked = numbered(prompts, images_per_prompt, seed)
         revised, notices = _rewritten(prompts, "generate", options)
-        requests = [ImageRequest(revised[text], working, number, references=shared) for text, number in asked]
-        return self._call("generate", requests, opened, chosen, notices=notices)
+        requests = [
+            ImageRequest(revised[text], working, number, references=shared, layout=followed) for text, number in asked
+        ]
+        return self._call("generate", requests, opened, chosen, layout=sketch, notices=notices)
+
+    def upscale(
+        self,
+        image: Input,
+        prompt: str | None = None,
+        *,
+        size: int | None = None,
+        images_per_prompt: int = 1,
+        seed: int | None = None,
+        **options: Unpack[Options],
+    ) -> list[GeneratedImage]:
+        """Make a picture anew at a larger size, as its own preview; its aspect is kept.
+
+        Args:
+            image: the picture, anything that stands for one at :meth:`generate`.
+            prompt: what it shows; by default what its recipe says, or another program's parameters.
+            size: of the longer side in pixels; by default twice the picture's, as far as the model goes.
+            images_per_prompt: results, which differ in their seeds.
+            seed, **options: as in :meth:`generate`.
+
+        Raises:
+            UsageError: an argument is wrong, or the picture does not say what it shows.
+            InputImageError: the picture cannot be used.
+            Cancelled: ``cancel`` was set.
+        """
+        refuse_misplaced(options, "upscale", references=False)
+        if prompt is not None and not isinstance(prompt, str):
+            raise UsageError(f"upscale takes one prompt, a string; got {type(prompt).__name__}")
+        opened = open_all([image], "picture")
+        working, output = enlarged_size(opened[0].size, size, self.engine.limits)
+        options = self._with_preview(options, "upscaling")
+        text = described_by(image.recipe if isinstance(image, GeneratedImage) else image) if prompt is None else prompt
+        picture = opened[0].flattened()
+        chosen = settings_from(options, self.checkpoint.sampling)
+        asked = numbered([text], images_per_prompt, seed)
+        revised, notices = _rewritten([text], "generate", options)
+        requests = [
+            ImageRequest(revised[text], working, number, layout=picture, output_size=output) for _, number in asked
+        ]
+        call = self._call("upscale", requests, [], chosen, layout=opened[0], notices=notices)
+        return self.run(call, **options)
+
+    def explore(
+        self,
+        prompt: str,
+        *,
+        count: int = 9,
+        pick: int | Sequence[int] | None = None,
+        change: float = 0.5,
+        size: Size = None,
+        seed: int | None = None,
+        references: Input | Sequence[Input] | None = (),
+        layout: Input | None = None,
+        **options: Unpack[Options],
+    ) -> Exploration:
+        """Make several pictures of one prompt, or vary one of them.
+
+        A variation keeps the preview grid and most visual tokens of the picture that was picked; the others are drawn
+        anew, and so is the noise of its diffusion.
+
+        Args:
+            count: how many.
+            pick: seed of the picture to vary, which is any that the same arguments make; of several seeds each is
+                that of a variation of the one before.
+            change: share of a picked picture's visual tokens that are drawn anew; 0 keeps all, so that only the noise
+                is another.
+            prompt, size, seed, references, layout, **options: as in :meth:`generate`.
+
+        Raises:
+            UsageError: an argument is wrong.
+            InputImageError: a reference or the layout cannot be used.
+            Cancelled: ``cancel`` was set.
+        """
+        if not isinstance(prompt, str):
+            raise UsageError(f"explore takes one prompt, a string; got {type(prompt).__name__}")
+        if not isinstance(count, int) or count < 1:
+            raise UsageError(f"count must be a whole number of at least 1, got {count!r}")
+        picks, change = checked_picks(pick), checked_change(change)
+        if picks and options.get("rewrite") is not None:
+            raise UsageError(
+                "rewrite would change the prompt by which the picked picture is drawn: give its own prompt"
+            )
+        call = self.prepare_generation(
+            prompt, size=size, images_per_prompt=count, seed=seed, references=references, layout=layout, **options
+        )
+        if picks:
+            watched = watching(options)
+            base = replace(call.requests[0], seed=picks[0])
+            for one in picks[1:]:
+                base = variation_of(self.engine.draw_tokens([base], call.settings, watched)[0], one, change)
+            base = self.engine.draw_tokens([base], call.settings, watched)[0]
+            requests = tuple(variation_of(base, request.seed, change) for request in call.requests)
+            extras = call.extras | {"variation": Variation(of=picks, change=change)}
+            call = replace(call, requests=requests, extras=extras)
+        return Exploration(tuple(self.run(call, **options)))
+
+    def _with_preview(self, options: Options, purpose: str) -> Options:
+        """The options of pictures whose preview grid is given.
+
+        Raises:
+            UsageError: they leave the preview out, or the model's own way of drawing tokens does.
+        """
+        if not options.get("preview_grid", True):
+            raise UsageError(f"{purpose} is by the preview grid, which preview_grid=False leaves out")
+        if "preview_grid" not in options and not self.checkpoint.sampling.get("preview_grid", True):
+            raise UsageError(
+                f"{purpose} needs a model that was trained with the picture as its preview grid, and "
+                f"{self.checkpoint.name} draws pictures without one; preview_grid=True tries it all the same"
+            )
+        return options | {"preview_grid": True}
 
     def edit(
         self,
@@ -227,7 +360,7 @@ class ImagePipeline:
             "mask_polarity": mask_polarity,
             "outpaint": outpaint,
         }
-        return self._call("edit", requests, opened, chosen, canvas, extras, notices)
+        return self._call("edit", requests, opened, chosen, canvas, extras=extras, notices=notices)
 
     def draw_tokens(self, calls: Sequence[Call], on_progress: ProgressCallback | None = None) -> list[Call]:
         """The calls with the codes of their pictures, generated in one batch where tokens are drawn alike.
@@ -296,17 +429,19 @@ class ImagePipeline:
 
     def _call(
         self,
-        task: Literal["generate", "edit"],
+        task: Task,
         requests: Sequence[ImageRequest],
         opened: Sequence[Picture],
         chosen: tuple[Tier, dict[str, Any], Settings],
         canvas: Canvas | None = None,
+        layout: Picture | None = None,
         extras: dict[str, Any] | None = None,
         notices: Sequence[str] = (),
     ) -> Call:
         tier, values, settings = chosen
         self._check(requests, settings)
-        notices = (*notices, *(notice for picture in opened for notice in picture.notices))
+        given = [*opened, *([] if layout is None else [layout])]
+        notices = (*notices, *(notice for picture in given for notice in picture.notices))
         return Call(
             task,
             tuple(requests),
@@ -315,9 +450,9 @@ class ImagePipeline:
             settings,
             sources=tuple(source_of(picture) for picture in opened),
             canvas=canvas,
-            icc_profile=opened[0].icc_profile if task == "edit" else None,
+            icc_profile=None if task == "generate" else given[0].icc_profile,
             notices=notices + (() if canvas is None else canvas.notices),
-            extras=extras or {},
+            extras={"layout": None if layout is None else source_of(layout)} | (extras or {}),
         )
 
     def _check(self, requests: Sequence[ImageRequest], settings: Settings) -> None:

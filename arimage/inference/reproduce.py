@@ -36,27 +36,43 @@ class Comparison:
 
 
 def reproduce(
-    recipe: Recipe, pipeline: ImagePipeline, sources: Sequence[PictureInput] = (), mask: PictureInput | None = None
+    recipe: Recipe,
+    pipeline: ImagePipeline,
+    sources: Sequence[PictureInput] = (),
+    mask: PictureInput | None = None,
+    layout: PictureInput | None = None,
 ) -> GeneratedImage:
     """Make the picture of a recipe again.
 
     Args:
         sources: the pictures that went into it, where they are no longer at the recorded paths.
-        mask: likewise.
+        mask, layout: likewise; the layout of an upscaled picture is the one that it was made of.
 
     Raises:
         ArimageError: a source is gone, or is not the picture that it was.
     """
     opened = _find(recipe.references, sources, "--input")
-    options: dict[str, Any] = from_recipe(recipe.settings, recipe.task, bool(recipe.references)) | {"tier": recipe.tier}
+    sketch = _find_one(recipe.layout, layout, "--layout")
+    references = bool(recipe.references) and sketch is None
+    options: dict[str, Any] = from_recipe(recipe.settings, recipe.task, references) | {"tier": recipe.tier}
+    if recipe.task == "upscale":
+        if sketch is None:
+            raise ArimageError("the recipe does not name the picture that was upscaled; give it with --layout")
+        size = max(recipe.output_size)
+        return pipeline.upscale(sketch, recipe.prompt, size=size, seed=recipe.seed, **options)[0]
     if recipe.task == "generate":
-        return pipeline.generate(recipe.prompt, size=recipe.size, seed=recipe.seed, references=opened, **options)[0]
-    masks = _find([recipe.mask] if recipe.mask else [], [] if mask is None else [mask], "--mask")
+        options |= {"size": recipe.size, "seed": recipe.seed, "references": opened, "layout": sketch}
+        variation = recipe.variation
+        if variation is None:
+            return pipeline.generate(recipe.prompt, **options)[0]
+        options |= {"count": 1, "pick": variation.of, "change": variation.change}
+        return pipeline.explore(recipe.prompt, **options).pictures[0]
+    covering = _find_one(recipe.mask, mask, "--mask")
     resized = recipe.mask is None and recipe.outpaint is None and recipe.size == recipe.output_size
     return pipeline.edit(
         opened,
         recipe.prompt,
-        mask=masks[0] if masks else None,
+        mask=covering,
         mask_polarity=recipe.mask_polarity,
         outpaint=recipe.outpaint,
         size=recipe.size if resized else None,
@@ -107,6 +123,11 @@ def _reasons(was: Recipe, now: Recipe) -> tuple[str, ...]:
         for key, name in names.items()
         if getattr(was, key) != getattr(now, key)
     )
+
+
+def _find_one(wanted: Source | None, given: PictureInput | None, option: str) -> PictureInput | None:
+    found = _find([] if wanted is None else [wanted], [] if given is None else [given], option)
+    return found[0] if found else None
 
 
 def _find(wanted: Sequence[Source], given: Sequence[PictureInput], option: str) -> list[PictureInput]:

@@ -24,7 +24,9 @@ class ImageRequest:
         mask: where the canvas may change, at the canvas's own size.
         output_size: (height, width) of the finished picture; ``size`` when None.
         codes: (height / 32, width / 32) codes to render; generated when None.
-        preview_codes: those of the preview grid that was generated before ``codes``, if any.
+        preview_codes: those of the preview grid: generated before ``codes``, or given so that a target follows them.
+        layout: RGB picture that the preview grid is made of, any size; its sides are brought to the grid's.
+        fixed: (height / 32, width / 32) codes that the target keeps, ``UNCONSTRAINED`` (-1) where it is generated.
     """
 
     prompt: str
@@ -36,11 +38,14 @@ class ImageRequest:
     output_size: tuple[int, int] | None = None
     codes: Tensor | None = None
     preview_codes: Tensor | None = None
+    layout: Image.Image | None = None
+    fixed: Tensor | None = None
 
     def __post_init__(self) -> None:
         grid = target_grid(*self.size)
-        if self.codes is not None and tuple(self.codes.shape) != tuple(grid):
-            raise ValueError(f"codes have shape {tuple(self.codes.shape)}, a picture of {self.size} needs {grid}")
+        for codes in (self.codes, self.fixed):
+            if codes is not None and tuple(codes.shape) != tuple(grid):
+                raise ValueError(f"codes have shape {tuple(codes.shape)}, a picture of {self.size} needs {grid}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must lie in 0..2**63-1, got {self.seed}")
         if self.mask is not None and self.canvas is None:
