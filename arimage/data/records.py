@@ -42,6 +42,7 @@ class Record:
         rating: 1 (poor) to 5 (very good).
         name: where it comes from, for messages.
         truth: what is known about the picture (what is where); empty for people's data.
+        rejected: a picture that people liked less than ``image`` for the same caption, for learning from pairs.
     """
 
     image: Image.Image
@@ -52,6 +53,7 @@ class Record:
     rating: int = 3
     name: str = ""
     truth: dict[str, Any] = field(default_factory=dict)
+    rejected: Image.Image | None = None
 
 
 @dataclass(frozen=True, eq=False)
