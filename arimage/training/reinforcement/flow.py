@@ -103,7 +103,7 @@ class FlowPolicyObjective(DecoderObjective):
             )
         self.starting = None
         if self.policy.kl:
-            self.starting = StartingModel(self.transformer, self.config.lora is not None, self.device)
+            self.starting = StartingModel(self.transformer, self.config, self.device)
         self.measured_before_learning = self.loss_may_leap = True
         self._rollout = -1
         self._kept: dict[int, FlowRollout] = {}

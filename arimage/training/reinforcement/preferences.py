@@ -68,7 +68,7 @@ class TokenPreferenceObjective(AutoregressiveObjective):
         assert self.settings.dpo is not None
         self.beta = self.settings.dpo.beta
         self.settings = self.settings.model_copy(update={"copy_task_prob": 0.0})
-        self.starting = StartingModel(self.model, self.config.lora is not None, self.device)
+        self.starting = StartingModel(self.model, self.config, self.device)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         return super().collate(pairs(examples))
@@ -90,7 +90,7 @@ class FlowPreferenceObjective(DecoderObjective):
         super().__init__(dimensions, with_fixed_glyphs(config), *networks)
         assert self.settings.dpo is not None
         self.beta = self.settings.dpo.beta
-        self.starting = StartingModel(self.transformer, self.config.lora is not None, self.device)
+        self.starting = StartingModel(self.transformer, self.config, self.device)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         return super().collate(pairs(examples))

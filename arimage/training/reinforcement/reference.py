@@ -3,11 +3,13 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
+import torch
 from torch import nn
 
 from arimage.training.config import TrainConfig
+from arimage.training.precision import computed_in
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -19,12 +21,15 @@ class StartingModel:
 
     Args:
         network: before anything is learnt.
-        adapters: whether adapters are what learns.
+        config: of the stage; what it computes in is what the copy is kept in.
         device: where the copy lives.
     """
 
-    def __init__(self, network: nn.Module, adapters: bool, device: Any) -> None:
-        self._copy = None if adapters else copy.deepcopy(network).requires_grad_(False).eval().to(device)
+    def __init__(self, network: nn.Module, config: TrainConfig, device: torch.device) -> None:
+        self._copy: nn.Module | None = None
+        if config.lora is None:
+            dtype = torch.bfloat16 if computed_in(config.precision, device) == "bf16" else torch.float32
+            self._copy = copy.deepcopy(network).requires_grad_(False).eval().to(device, dtype)
 
     @contextmanager
     def of(self, network: Network) -> Iterator[Network]:

@@ -168,7 +168,7 @@ def _judged(judge: Judge, ability: str, picture: Image.Image, truth: Truth) -> f
     if "spec" not in truth.record.truth:
         return None
     case = Case("reward", 0, truth.language, truth.prompt, truth.record)
-    points, of = judge(case, picture).get(ability, (0.0, 0.0))
+    points, of = judge.ability(ability, case, picture) or (0.0, 0.0)
     return points / of if of else None
 
 

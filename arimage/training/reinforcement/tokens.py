@@ -81,7 +81,7 @@ class TokenPolicyObjective(AutoregressiveObjective):
         self.rewarder = Rewarder(self.config, checkpoint, self.device, self.live_networks())
         self.starting = None
         if self.policy.kl:
-            self.starting = StartingModel(self.model, self.config.lora is not None, self.device)
+            self.starting = StartingModel(self.model, self.config, self.device)
         self.measured_before_learning = self.loss_may_leap = True
         self._rollout = -1
         self._kept: dict[int, TokenRollout] = {}
