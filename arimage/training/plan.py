@@ -66,6 +66,7 @@ class Plan:
         flops: of one optimiser step over all GPUs.
         seconds_a_step, hours_a_million: at the stated utilisation; of a step, and of a million samples.
         pictures, rollout_seconds: of a rollout over all GPUs, whose time is part of its steps'; 0 where there is none.
+        steps: of the stage.
     """
 
     stage: str
@@ -86,6 +87,7 @@ class Plan:
     hours_a_million: float
     pictures: int = 0
     rollout_seconds: float = 0.0
+    steps: int = 0
 
     @property
     def memory(self) -> float:
@@ -109,7 +111,11 @@ class Plan:
             for name in ("weights", "gradients", "optimizer", "average", "others", "activations")
         )
         verdict = "fits" if self.fits else "does NOT fit"
-        rollout = f"a rollout: {self.pictures} pictures, {self.rollout_seconds:.1f} s without their rewards"
+        hours = self.seconds_a_step * self.steps / 3600
+        rollout = (
+            f"a rollout: {self.pictures} pictures, {self.rollout_seconds:.1f} s without their rewards; "
+            f"all {self.steps:,} steps: {hours:.1f} hours"
+        )
         return [
             f"{self.stage}: {self.trained / 1e6:,.1f} M parameters learn, {self.frozen / 1e6:,.1f} M are frozen",
             f"memory of each of {machine.gpus} GPUs: {self.memory:.1f} GB of {machine.memory:g} GB, {verdict}",
@@ -245,6 +251,7 @@ def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = 
         hours_a_million=seconds * 1e6 / samples / 3600,
         pictures=round(pictures),
         rollout_seconds=rollout,
+        steps=config.steps,
     )
 
 

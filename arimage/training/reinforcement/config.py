@@ -70,8 +70,8 @@ class RewardsConfig(_Strict):
         options: of :func:`arimage.generate`, for the pictures of a rollout (those of the diffusion) and of evaluations
             (all).
         evaluation_pictures: of each held-out prompt.
-        stop: the run stops when a figure of an evaluation is so much worse than before the first step: ``kid`` above
-            it, ``diversity`` or a reward's name below it.
+        stop: the run stops when a figure of an evaluation is so much worse than before the first step: ``kid`` (or a
+            reward of negative weight) above it, ``diversity`` or a reward's name below it.
     """
 
     group: int = Field(8, ge=2)

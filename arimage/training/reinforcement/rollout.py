@@ -172,7 +172,8 @@ class Rewarder:
         self.before = self.before or {name: figures[name] for name in self.config.stop}
         for name, most in self.config.stop.items():
             then, now = self.before.get(name, figures[name]), figures[name]
-            if (now - then if name == "kid" else then - now) > most:
+            better_low = name == "kid" or (name in self.config.rewards and self.config.rewards[name].weight < 0)
+            if (now - then if better_low else then - now) > most:
                 raise TrainingStopped(
                     f"step {step}: {name} went from {then:.4g} to {now:.4g}, which is worse by more than "
                     f"reinforcement.stop.{name}={most:g}. The states before it stay; --finish writes the newest as a "
