@@ -1,6 +1,7 @@
 """The objective of a stage, with the networks of the checkpoint that it starts from, and which parameters learn."""
 
 import fnmatch
+from typing import Any
 
 import torch
 
@@ -60,7 +61,7 @@ def _opened(checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -
     if config.decoder.distillation is not None:
         transformer, glyph_encoder = checkpoint.transformer(device, FULL), checkpoint.glyph_encoder(device, FULL)
         teacher = Teacher(transformer, glyph_encoder, checkpoint.config.scheduler, config.decoder.distillation)
-    parts = (
+    parts: tuple[Any, ...] = (
         checkpoint.transformer(CPU, FULL), checkpoint.glyph_encoder(CPU, FULL),
         checkpoint.semantic_tokenizer(device, FULL), checkpoint.autoencoder(device, FULL),
     )  # fmt: skip

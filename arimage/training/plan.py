@@ -203,7 +203,7 @@ def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = 
         more = _rewarded(config, model, networks, target)
         beside += 0 if config.method != "grpo" else counts["transformer"] + counts["vae"] + counts["text_encoder"]
         encoded = 0 if config.method == "grpo" else encoded
-    batch = config.batch_size * more.learnt
+    batch: float = config.batch_size * more.learnt
     samples = config.batch_size * config.accumulation * machine.gpus
     checkpointed = config.gradient_checkpointing
     kept = (2 * hidden * layers + inside * hidden) if checkpointed else inside * hidden * layers

@@ -111,7 +111,7 @@ def _geneval(place: Path, repeats: int, images: Path | None) -> Iterator[Benchma
         files = tuple(f"{key}/samples/{repeat:04d}.png" for repeat in range(repeats))
         about = json.dumps(row, ensure_ascii=False).encode()
         beside = {f"{key}/metadata.jsonl": lambda about=about: about}
-        yield BenchmarkCase(key, prompt, files, group=_field(row, "tag", str, where), beside=beside)  # type: ignore[arg-type]
+        yield BenchmarkCase(key, prompt, files, group=_field(row, "tag", str, where), beside=beside)
 
 
 def _dpg(place: Path, repeats: int, images: Path | None) -> Iterator[BenchmarkCase]:
@@ -138,7 +138,7 @@ def _gedit(place: Path, repeats: int, images: Path | None) -> Iterator[Benchmark
         beside = {f"{folder}/{key}_SRCIMG.png": lambda source=source: _png(source())}
         code = "zh" if language in ("cn", "zh") else "en"
         files = _repeated(f"{folder}/{key}", repeats)
-        yield BenchmarkCase(f"{task}/{language}/{key}", prompt, files, False, code, task, (), source, beside)  # type: ignore[arg-type]
+        yield BenchmarkCase(f"{task}/{language}/{key}", prompt, files, False, code, task, (), source, beside)
 
 
 def _imgedit(place: Path, repeats: int, images: Path | None) -> Iterator[BenchmarkCase]:

@@ -87,7 +87,7 @@ def make_pictures(
             repeats = range(4) if case.sheet else (place,)
             requests += [_request(pipeline, case, making, number, repeat) for repeat in repeats]
             counts.append(len(repeats))
-        made = [one.image for one in pipeline.make(requests, **making.options)]  # type: ignore[misc]
+        made = [one.image for one in pipeline.make(requests, **making.options)]
         for (_, case, place), count in zip(batch, counts):
             own, made = made[:count], made[count:]
             picture = contact_sheet(own, 2, gap=0, margin=0) if case.sheet else own[0]

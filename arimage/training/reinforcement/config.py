@@ -88,7 +88,17 @@ class RewardsConfig(_Strict):
     def _sensible(self) -> "RewardsConfig":
         if not any(reward.weight for reward in self.rewards.values()):
             raise ValueError("rewards: at least one must have a weight other than 0")
-        for name in (*FIGURES, "reward", "loss"):
+        for name in (
+            *FIGURES,
+            "reward",
+            "loss",
+            "groups",
+            "ratio",
+            "clipped",
+            "kl",
+            "reward_seconds",
+            "rollout_seconds",
+        ):
             if name in self.rewards:
                 raise ValueError(f"rewards: {name!r} is the name of another figure; choose another")
         for name, most in self.stop.items():

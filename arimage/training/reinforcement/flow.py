@@ -5,6 +5,7 @@ A rollout renders the same visual tokens from different noise. Two steps of each
 densities under the present weights can be computed. All other steps are Euler's, and guidance is that of sampling.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -158,7 +159,8 @@ class FlowPolicyObjective(DecoderObjective):
         codes = torch.stack([batch.codes[walk.sample] for walk in walks])
         texts = [batch.glyph_texts[walk.sample] for walk in walks]
         references = [batch.references[walk.sample] for walk in walks]
-        velocity = velocity_of(network, latents, timesteps, codes, self._glyphs(texts), references).float()
+        silent = self._even_out(references, latents) if network is self.transformer else 0.0
+        velocity = velocity_of(network, latents, timesteps, codes, self._glyphs(texts), references).float() + silent
         if self.sampling.guidance == 1:
             return velocity
         alone: list[list[EncodedReference]] = [[] for _ in walks]
@@ -208,6 +210,7 @@ class FlowPolicyObjective(DecoderObjective):
     def make(self, batch: DecoderBatch, prompts: Sequence[Asked]) -> FlowRollout:
         """Render and judge a group of pictures for each prompt."""
         group, names, sampling = self.rewarded.group, self.rewarder.learnt, self.sampling
+        since = time.perf_counter()
         height, width = batch.codes.shape[1:]
         schedule = flow_schedule(
             sampling.steps, height * width * DIT_TOKENS_PER_SIDE**2, self.schedule, power=sampling.schedule_power
@@ -241,7 +244,7 @@ class FlowPolicyObjective(DecoderObjective):
             numbers.append(self.rewarder.ask(names, [batch.codes[place].cpu()] * group, pictures, one.truth))
         rewards, figures = self.rewarder.collect(names, numbers, group)
         values, kept = advantages(rewards, group)
-        figures["groups"] = kept.double().mean()
+        figures |= {"groups": kept.double().mean(), "rollout_seconds": torch.tensor(time.perf_counter() - since)}
         return FlowRollout(walks, batch, schedule, values, kept, figures)
 
     def _noise(self, seed: int, one: Asked, shape: Sequence[int]) -> tuple[Tensor, StochasticWindow]:

@@ -11,6 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from arimage.errors import ArimageError
 from arimage.training.reinforcement.config import RewardConfig
 from arimage.training.reinforcement.rewards import Instruments, Score, Truth, checked, make_reward
@@ -25,7 +29,7 @@ class RewardFailed(ArimageError):
 
 @dataclass(frozen=True)
 class Task:
-    """Pictures of one prompt that one reward is asked about."""
+    """Pictures of one prompt, or arrays of their visual tokens, that one reward is asked about."""
 
     number: int
     reward: str
@@ -45,8 +49,9 @@ class Scorer:
         try:
             if task.reward not in self._made:
                 self._made[task.reward] = make_reward(self.rewards[task.reward], self.instruments)
-            count = len(task.pictures)
-            scores = self._made[task.reward](task.pictures, [task.truth.prompt] * count, [task.truth] * count)
+            pictures = [torch.from_numpy(one) if isinstance(one, np.ndarray) else one for one in task.pictures]
+            count = len(pictures)
+            scores = self._made[task.reward](pictures, [task.truth.prompt] * count, [task.truth] * count)
             return checked(scores, count)
         except Exception as error:  # a user's function may raise anything
             text = " ".join(str(error).split())
@@ -78,7 +83,8 @@ class RewardPool:
         Raises:
             RewardFailed: it was computed at once, and failed.
         """
-        task = Task(self._given, reward, list(pictures), truth)
+        shown = [one.numpy() if isinstance(one, Tensor) else one for one in pictures]  # a tensor would stay shared
+        task = Task(self._given, reward, shown, truth)
         self._given += 1
         if self.workers == 0:
             self._settle(task, self.scorer(task))
@@ -150,8 +156,6 @@ class RewardPool:
 
 def _work(scorer: Scorer, tasks: Any, results: Any) -> None:
     """A worker: says that it has begun a task, and then its scores. It ends with the process that started it."""
-    import torch
-
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     while parent is None or parent.is_alive():

@@ -104,8 +104,8 @@ class FlowPreferenceObjective(DecoderObjective):
             before = self._errors(start, sample, *given)
         return preferred(before - now, self.beta)
 
-    @staticmethod
     def _errors(
+        self,
         network: DiffusionTransformer,
         sample: DecoderBatch,
         noisy: Tensor,
@@ -114,5 +114,6 @@ class FlowPreferenceObjective(DecoderObjective):
         glyphs: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Mean squared errors of the velocity: (2B,)."""
-        velocity = velocity_of(network, noisy, timestep, sample.codes, glyphs, sample.references)
+        silent = self._even_out(sample.references, noisy) if network is self.transformer else 0.0
+        velocity = velocity_of(network, noisy, timestep, sample.codes, glyphs, sample.references) + silent
         return F.mse_loss(velocity.float(), target, reduction="none").mean(dim=(1, 2, 3))

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -44,7 +44,8 @@ class StartingModel:
 @contextmanager
 def without_adapters(network: nn.Module) -> Iterator[None]:
     """Switch the adapters of a network off, by their scale, so that what learns stays what learns."""
-    scales = [module.scaling for module in network.modules() if isinstance(getattr(module, "scaling", None), dict)]
+    found: list[Any] = [getattr(module, "scaling", None) for module in network.modules()]
+    scales: list[dict[str, float]] = [scale for scale in found if isinstance(scale, dict)]
     kept = [dict(scale) for scale in scales]
     for scale in scales:
         scale.update(dict.fromkeys(scale, 0.0))

@@ -43,6 +43,7 @@ from tokenizer.pixels import pixels
 
 Score = Callable[[Sequence[Any], Sequence[str], Sequence["Truth"]], Sequence[float | None]]
 CHINESE = range(0x4E00, 0xA000)
+MOST_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ def _asked(url: str, pictures: Sequence[Image.Image], prompts: Any, truths: Sequ
         url, json.dumps(asked, ensure_ascii=False).encode(), {"Content-Type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(request) as response:
+        with urllib.request.urlopen(request, timeout=MOST_SECONDS) as response:
             answer = json.loads(response.read())
     except (OSError, ValueError) as error:
         raise DataError(f"{url} did not answer as it should: {' '.join(str(error).split())}") from None

@@ -1,5 +1,6 @@
 """What both halves need around a rollout: pictures of the weights as they are, their rewards, and what is watched."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,9 +105,12 @@ class Rewarder:
         """The rewards of groups of so many ``pictures``.
 
         Returns:
-            (N,) weighted sums, and the mean of each reward over the pictures that it says something about.
+            (N,) weighted sums; the mean of each reward over the pictures that it says something about, and for how many
+            seconds they were waited for.
         """
+        since = time.perf_counter()
         scores = self.pool.collect()
+        waited = torch.tensor(time.perf_counter() - since)
         total = torch.zeros(len(numbers), pictures, dtype=torch.float64)
         figures: dict[str, Tensor] = {}
         for place, name in enumerate(names):
@@ -119,7 +123,7 @@ class Rewarder:
                 )
             if given:
                 figures[name] = torch.tensor(given, dtype=torch.float64).mean()
-        return total.flatten(), {"reward": total.mean(), **figures}
+        return total.flatten(), {"reward": total.mean(), **figures, "reward_seconds": waited}
 
     # Evaluation
 
@@ -144,6 +148,7 @@ class Rewarder:
         if count > 1:
             cosines = (alike @ alike.transpose(1, 2)).sum(dim=(1, 2)) - count
             figures["diversity"] = 1 - cosines.mean() / (count * (count - 1))
+        figures.pop("reward_seconds")
         return {"loss": -rewards.mean(), **figures}
 
     def _features_of(self, pictures: Sequence[Image.Image]) -> Tensor:

@@ -6,6 +6,7 @@ teacher-forced log-probabilities of its codes. A rollout follows from the weight
 that is stopped between two of them goes on as if it had not been.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -136,6 +137,7 @@ class TokenPolicyObjective(AutoregressiveObjective):
     def make(self, prompts: Sequence[Asked]) -> TokenRollout:
         """Draw, render and judge a group of pictures for each prompt."""
         group, names = self.rewarded.group, self.rewarder.learnt
+        since = time.perf_counter()
         sequences: list[TrainingSequence] = []
         numbers = []
         for one in prompts:
@@ -154,7 +156,7 @@ class TokenPolicyObjective(AutoregressiveObjective):
             numbers.append(self.rewarder.ask(names, codes, pictures, one.truth))
         rewards, figures = self.rewarder.collect(names, numbers, group)
         values, kept = advantages(rewards, group)
-        figures["groups"] = kept.double().mean()
+        figures |= {"groups": kept.double().mean(), "rollout_seconds": torch.tensor(time.perf_counter() - since)}
         return TokenRollout(sequences, values, kept, figures)
 
     def _prompt(self, one: Asked) -> Prompt:
