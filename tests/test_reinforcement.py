@@ -174,7 +174,7 @@ def rewarded(method: str, start: Path, assets: Path, output: Path, **more: Any) 
 def started(config: TrainConfig) -> Run:
     run = Run(config)
     run.start()
-    run.learner.model.train()
+    run.train_state.model.train()
     return run
 
 
@@ -190,7 +190,7 @@ def test_before_anything_is_learnt_the_ratio_is_one(
         assert float(found["ratio"]) < 1e-6
         assert abs(float(found["kl"])) < 1e-6
     second["loss"].backward()
-    assert any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in run.learner.parameters())
+    assert any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in run.train_state.parameters())
 
 
 def test_teacher_forced_log_probabilities_are_those_that_codes_are_drawn_with(
@@ -284,7 +284,7 @@ def test_groups_without_spread_teach_nothing(start: Path, assets: Path, tmp_path
     found = run.objective(run.batches[0].tensors)
     found["loss"].backward()
     assert float(found["groups"]) == 0
-    assert all(parameter.grad is None or not parameter.grad.any() for parameter in run.learner.parameters())
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in run.train_state.parameters())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -323,7 +323,7 @@ def test_two_processes_share_the_rollout_of_one(method: str, start: Path, assets
             loss = objective(batch)["loss"] / count
             loss.backward()
             total += float(loss.detach())
-        return total, [parameter.grad.clone() for parameter in run.learner.parameters()]
+        return total, [parameter.grad.clone() for parameter in run.train_state.parameters()]
 
     whole = gradients([run.batches[0].tensors])
     parts = []

@@ -1,7 +1,6 @@
 """The objective of a stage, with the networks of the checkpoint that it starts from, and which parameters learn."""
 
 import fnmatch
-from typing import Any
 
 import torch
 
@@ -61,10 +60,9 @@ def _opened(checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -
     if config.decoder.distillation is not None:
         transformer, glyph_encoder = checkpoint.transformer(device, FULL), checkpoint.glyph_encoder(device, FULL)
         teacher = Teacher(transformer, glyph_encoder, checkpoint.config.scheduler, config.decoder.distillation)
-    parts: tuple[Any, ...] = (
-        checkpoint.transformer(CPU, FULL), checkpoint.glyph_encoder(CPU, FULL),
-        checkpoint.semantic_tokenizer(device, FULL), checkpoint.autoencoder(device, FULL),
-    )  # fmt: skip
+    transformer, glyph_encoder = checkpoint.transformer(CPU, FULL), checkpoint.glyph_encoder(CPU, FULL)
+    semantic_tokenizer, autoencoder = checkpoint.semantic_tokenizer(device, FULL), checkpoint.autoencoder(device, FULL)
+    parts = transformer, glyph_encoder, semantic_tokenizer, autoencoder
     if config.method == "flow_grpo":
         from arimage.training.reinforcement.flow import FlowPolicyObjective
 
@@ -73,7 +71,7 @@ def _opened(checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -
         from arimage.training.reinforcement.preferences import FlowPreferenceObjective
 
         return FlowPreferenceObjective(*given, *parts)
-    return DecoderObjective(*given, *parts, teacher)
+    return DecoderObjective(*given, transformer, glyph_encoder, semantic_tokenizer, autoencoder, teacher)
 
 
 def choose_trainable(objective: Objective, config: TrainConfig) -> list[str]:

@@ -228,10 +228,10 @@ def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = 
         rollout += groups * new * 2 * counts["vision_language_encoder"] / BYTES_A_SECOND
     updates = 1 if config.rewarded is None else config.rewarded.updates
     seconds = flops / speed + rollout / updates
-    whole = width * (trained + frozen_inside) / GB  # of weights that are not spread
+    not_spread = width * (trained + frozen_inside) / GB
     if more.pictures:
-        activations = max(activations, whole)
-    start = whole if more.starting and config.lora is None else 0.0
+        activations = max(activations, not_spread)
+    start = not_spread if more.starting and config.lora is None else 0.0
     return Plan(
         stage=name,
         machine=machine,
