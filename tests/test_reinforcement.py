@@ -33,6 +33,7 @@ from arimage.training.reinforcement.config import RewardConfig
 from arimage.training.reinforcement.policy import advantages, clipped_loss, gaussian_kl, k3, preference_loss
 from arimage.training.reinforcement.pool import RewardFailed, RewardPool
 from arimage.training.reinforcement.rewards import Instruments, Truth, make_reward, text_score
+from arimage.training.sources import read_prompts
 from decoder.sampler import ScheduleConfig, flow_schedule, sample_flow
 from decoder.stochastic import StochasticWindow, gaussian_log_prob, transition
 from tests import test_training
@@ -518,6 +519,7 @@ def test_training_stops_at_a_stated_loss_of_what_is_watched(start: Path, assets:
         ("grpo", {"autoregressive": {"grpo": {}, "dpo": {"beta": 1.0}}}, "do not go together"),
         ("grpo", {"autoregressive": {}}, "reinforcement goes with autoregressive.grpo or decoder.flow_grpo"),
         ("flow_grpo", {"decoder": {"flow_grpo": {"noise_level": 0}}}, "decoder.flow_grpo.noise_level"),
+        ("flow_grpo", {"data": [{"prompts": "a.txt"}]}, "set decoder.flow_grpo.codes=generated"),
     ],
 )
 def test_wrong_stages_are_named(
@@ -534,6 +536,35 @@ def test_what_cannot_be_rolled_out_is_refused(start: Path, assets: Path, tmp_pat
     wrong = rewarded("grpo", start, assets, tmp_path, reinforcement={"options": {"stepps": 2}})
     with pytest.raises(UsageError, match="there is no option 'stepps'; did you mean 'steps'"):
         Run(wrong)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_prompts_alone_are_enough(method: str, start: Path, assets: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a fox\n\n一只猫\n  a red\tdoor \n", encoding="utf-8")
+    flow = {"decoder": {"flow_grpo": {"codes": "generated", "kl": 0.0}}}
+    config = rewarded(
+        method, start, assets, tmp_path, data=[{"prompts": str(file), "sides": [64]}], batch_size=1,
+        **(flow if method == "flow_grpo" else {}),
+    )  # fmt: skip
+    run = started(config)
+    prompts = {run.batches.examples(number)[0][0].caption for number in range(0, 12)}
+    assert prompts - {""} == {"a fox", "一只猫", "a red door"}
+    assert float(run.objective(run.batches[0].tensors)["groups"]) in (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "told"),
+    [
+        ("a.txt", "\n", "a.txt holds no prompts"),
+        ("a.jsonl", '{"text": "a"}\n', r"a.jsonl:1: there is no text under 'prompt'"),
+        ("a.jsonl", '{"prompt": "a"}\n{', r"a.jsonl:2: no valid JSON"),
+    ],
+)
+def test_files_without_prompts_are_named(name: str, contents: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(contents, encoding="utf-8")
+    with pytest.raises(DataError, match=told):
+        read_prompts(tmp_path / name)
 
 
 # Pairs

@@ -18,14 +18,16 @@ class _Strict(BaseModel):
 
 
 class SourceConfig(_Strict):
-    """One source of samples; exactly one of ``scenes`` (with ``assets``), ``path`` and ``cache``.
+    """One source of samples; exactly one of ``scenes`` (with ``assets``), ``path``, ``cache`` and ``prompts``.
 
     Attributes:
         weight: how often it is drawn from, relative to the others.
         scenes: composed pictures; ``assets`` is the folder that ``arimage data sprites`` made.
         path: people's own data, see :mod:`arimage.data.folders`.
         cache: a folder that ``arimage prepare`` made.
-        sides: pictures of ``path`` go into buckets of about these areas (side in pixels).
+        prompts: a .txt file, a prompt a line, or a .jsonl file with ``prompt``, for a stage that learns from rewards.
+        sides: pictures of ``path`` go into buckets of about these areas (side in pixels); those of ``prompts`` are
+            squares of these sides.
         minimum_rating: samples of ``path`` below are left out.
     """
 
@@ -34,14 +36,15 @@ class SourceConfig(_Strict):
     assets: str | None = None
     path: str | None = None
     cache: str | None = None
+    prompts: str | None = None
     sides: tuple[int, ...] = (256,)
     minimum_rating: int = Field(1, ge=1, le=5)
 
     @model_validator(mode="after")
     def _one(self) -> "SourceConfig":
-        given = [name for name in ("scenes", "path", "cache") if getattr(self, name) is not None]
+        given = [name for name in ("scenes", "path", "cache", "prompts") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError("a source has exactly one of scenes, path and cache")
+            raise ValueError("a source has exactly one of scenes, path, cache and prompts")
         if self.scenes is not None and self.assets is None:
             raise ValueError("scenes need assets, the folder that 'arimage data sprites' made")
         return self
@@ -390,7 +393,10 @@ class TrainConfig(_Strict):
 
     @model_validator(mode="after")
     def _learnable_from_rewards(self) -> "TrainConfig":
+        without_pictures = any(source.prompts is not None for source in (*self.data, *self.evaluation))
         if self.method not in ("grpo", "flow_grpo"):
+            if without_pictures:
+                raise ValueError("prompts without pictures are for autoregressive.grpo and decoder.flow_grpo")
             if self.reinforcement is not None:
                 raise ValueError("reinforcement goes with autoregressive.grpo or decoder.flow_grpo")
             return self
@@ -403,6 +409,8 @@ class TrainConfig(_Strict):
             raise ValueError("accumulation must be a multiple of reinforcement.parts")
         if any(source.cache is not None for source in (*self.data, *self.evaluation)):
             raise ValueError("rewards need pictures or scenes, which a prepared cache does not hold")
+        if self.method == "flow_grpo" and without_pictures and self.decoder.flow_grpo.codes == "picture":  # type: ignore[union-attr]
+            raise ValueError("prompts have no pictures to take codes from: set decoder.flow_grpo.codes=generated")
         if self.reinforcement.stop and not (self.evaluation and self.evaluation_batches):
             raise ValueError("reinforcement.stop needs evaluation data, which it is measured on")
         return self

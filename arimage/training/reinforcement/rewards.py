@@ -29,7 +29,7 @@ from typing import Any
 from PIL import Image
 
 from arimage.data.assets import Assets
-from arimage.data.records import Record
+from arimage.data.records import PROMPT_ONLY, Record
 from arimage.data.scenes import Scenes, SceneSettings
 from arimage.errors import DataError, UsageError
 from arimage.evaluation.cases import Case
@@ -173,8 +173,11 @@ def _judged(judge: Judge, ability: str, picture: Image.Image, truth: Truth) -> f
     return points / of if of else None
 
 
-def _similarity(lpips: Lpips, features: PictureFeatures, picture: Image.Image, truth: Truth) -> float:
-    """The mean of 1 - LPIPS and of the cosine of features, to the true picture: 1 for the same."""
+def _similarity(lpips: Lpips, features: PictureFeatures, picture: Image.Image, truth: Truth) -> float | None:
+    """The mean of 1 - LPIPS and of the cosine of features, to the true picture: 1 for the same; None where there is
+    none."""
+    if truth.record.task == PROMPT_ONLY:
+        return None
     true = truth.record.image.convert("RGB")
     made = picture.convert("RGB").resize(true.size)
     distance = float(lpips(pixels(made)[None], pixels(true)[None])[0])

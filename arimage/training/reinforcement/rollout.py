@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from arimage.checkpoints.checkpoint import Checkpoint
-from arimage.data.records import Record
+from arimage.data.records import PROMPT_ONLY, Record
 from arimage.errors import DataError
 from arimage.evaluation.features import PictureFeatures, kernel_distance
 from arimage.inference.engine import Engine
@@ -140,7 +140,8 @@ class Rewarder:
             pictures = [image.image for image in images]
             numbers.append(self.ask(names, [image.codes for image in images], pictures, one.truth))
             made += pictures
-            true.append(one.truth.record.image)
+            if one.truth.record.task != PROMPT_ONLY:
+                true.append(one.truth.record.image)
         features = self._features_of(made), self._features_of(true)
         self._shown.append(features)
         rewards, figures = self.collect(names, numbers, count)
