@@ -226,12 +226,12 @@ def test_the_density_of_a_noisy_step_is_that_of_the_noise_it_was_taken_with(
     for seed, one in zip(rollout.batch.seeds, batch["asked"]):
         window = objective._noise(seed, one, rollout.batch.latents.shape[1:])[1]
         noises += list(window.noises.transpose(0, 1).flatten(0, 1))
-    steps = [transition(*objective._levels(rollout, walk.step), 0.7) for walk in rollout.walks]
+    steps = [transition(*objective._levels(rollout, taken.step), 0.7) for taken in rollout.noisy_steps]
     wanted = [
         gaussian_log_prob(step.deviation * noise[None], torch.zeros_like(noise)[None], torch.tensor(step.deviation))
         for step, noise in zip(steps, noises)
     ]
-    assert len({walk.step for walk in rollout.walks}) <= 4
+    assert len({taken.step for taken in rollout.noisy_steps}) <= 4
     assert torch.allclose(rollout.old[0], torch.cat(wanted), atol=1e-4)
 
 
@@ -248,9 +248,9 @@ def test_a_group_has_the_decoders_noise_or_its_codes_in_common(start: Path, asse
     assert len(rollout.sequences) == 8
     flow: Any = started(rewarded("flow_grpo", start, assets, tmp_path / "b"))
     batch = flow.batches[0].tensors
-    walks = flow.objective.rollout(batch["place"], batch).walks
-    assert len({float(walk.before.flatten()[0]) for walk in walks if walk.sample == 0}) == 8
-    assert len({walk.step for walk in walks if walk.sample == 0}) == 2
+    noisy_steps = flow.objective.rollout(batch["place"], batch).noisy_steps
+    assert len({float(taken.before.flatten()[0]) for taken in noisy_steps if taken.sample == 0}) == 8
+    assert len({taken.step for taken in noisy_steps if taken.sample == 0}) == 2
 
 
 def test_a_bandit_with_a_known_best_answer_is_learnt(fresh: Path, assets: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ START, STEPS, PLACE = range(100, 103)
 
 
 @dataclass(frozen=True, eq=False)
-class Walk:
+class NoisyStep:
     """One noisy step of one picture.
 
     Attributes:
@@ -62,7 +62,7 @@ class FlowRollout:
     """Pictures of a batch of prompts, as their noisy steps, with what they are worth.
 
     Attributes:
-        walks: all noisy steps, step after step of one picture after the other.
+        noisy_steps: all noisy steps, step after step of one picture after the other.
         batch: what the decoder was told about each prompt.
         schedule: of the steps.
         advantages, kept: by picture, see :class:`~arimage.training.reinforcement.policy.Advantages`.
@@ -70,7 +70,7 @@ class FlowRollout:
         old, start: by part, log-densities when the pictures were made, and means of the starting model.
     """
 
-    walks: list[Walk]
+    noisy_steps: list[NoisyStep]
     batch: DecoderBatch
     schedule: Schedule
     advantages: Tensor
@@ -118,18 +118,18 @@ class FlowPolicyObjective(DecoderObjective):
                 return self.rewarder.judged(batch["asked"], list(self._told(batch).codes))
         place: RolloutPlace = batch["place"]
         rollout = self.rollout(place, batch)
-        chosen = range(place.part, len(rollout.walks), place.parts)
-        walks = [rollout.walks[index] for index in chosen]
-        steps = [transition(*self._levels(rollout, walk.step), self.policy.noise_level) for walk in walks]
+        chosen = range(place.part, len(rollout.noisy_steps), place.parts)
+        noisy_steps = [rollout.noisy_steps[index] for index in chosen]
+        steps = [transition(*self._levels(rollout, taken.step), self.policy.noise_level) for taken in noisy_steps]
         kept, moved, deviation = (
             torch.tensor(values, dtype=torch.float32, device=self.device)[:, None, None, None] for values in zip(*steps)
         )
-        before = torch.stack([walk.before for walk in walks])
-        after = torch.stack([walk.after for walk in walks])
-        mean = kept * before + moved * self._velocity(self.transformer, rollout, walks)
+        before = torch.stack([taken.before for taken in noisy_steps])
+        after = torch.stack([taken.after for taken in noisy_steps])
+        mean = kept * before + moved * self._velocity(self.transformer, rollout, noisy_steps)
         now = gaussian_log_prob(after, mean, deviation)
         old = rollout.old.setdefault(place.part, now.detach())
-        pictures = torch.tensor([walk.picture for walk in walks])
+        pictures = torch.tensor([taken.picture for taken in noisy_steps])
         advantage = rollout.advantages[pictures].to(self.device)
         counted = rollout.kept[pictures].to(self.device, torch.float32)
         losses = clipped_loss(now - old, advantage, self.policy.clip)
@@ -137,7 +137,7 @@ class FlowPolicyObjective(DecoderObjective):
         if self.starting is not None:
             if place.part not in rollout.start:
                 with torch.no_grad(), self.starting.of(self.transformer) as network:
-                    rollout.start[place.part] = kept * before + moved * self._velocity(network, rollout, walks)
+                    rollout.start[place.part] = kept * before + moved * self._velocity(network, rollout, noisy_steps)
             divergence = gaussian_kl(mean, rollout.start[place.part], deviation)
             losses = losses + self.policy.kl * divergence
             figures["kl"] = divergence.detach().mean()
@@ -151,25 +151,30 @@ class FlowPolicyObjective(DecoderObjective):
         sigmas = rollout.schedule.sigmas.tolist()
         return sigmas[step], sigmas[step + 1], sigmas[1]
 
-    def _velocity(self, network: DiffusionTransformer, rollout: FlowRollout, walks: Sequence[Walk]) -> Tensor:
-        """The guided velocity at the beginning of each walk, fp32."""
+    def _velocity(
+        self, network: DiffusionTransformer, rollout: FlowRollout, noisy_steps: Sequence[NoisyStep]
+    ) -> Tensor:
+        """The guided velocity at the beginning of each noisy step, fp32."""
         batch, device = rollout.batch, self.device
-        latents = torch.stack([walk.before for walk in walks])
-        timesteps = torch.stack([rollout.schedule.timesteps[walk.step] for walk in walks]).to(device)
-        codes = torch.stack([batch.codes[walk.sample] for walk in walks])
-        texts = [batch.glyph_texts[walk.sample] for walk in walks]
-        references = [batch.references[walk.sample] for walk in walks]
+        latents = torch.stack([taken.before for taken in noisy_steps])
+        timesteps = torch.stack([rollout.schedule.timesteps[taken.step] for taken in noisy_steps]).to(device)
+        codes = torch.stack([batch.codes[taken.sample] for taken in noisy_steps])
+        texts = [batch.glyph_texts[taken.sample] for taken in noisy_steps]
+        references = [batch.references[taken.sample] for taken in noisy_steps]
         silent = self._even_out(references, latents) if network is self.transformer else 0.0
         velocity = velocity_of(network, latents, timesteps, codes, self._glyphs(texts), references).float() + silent
         if self.sampling.guidance == 1:
             return velocity
-        alone: list[list[EncodedReference]] = [[] for _ in walks]
-        nothing = self._glyphs([self._negative() for _ in walks])
-        untold = torch.ones(len(walks), dtype=torch.bool, device=device)
+        alone: list[list[EncodedReference]] = [[] for _ in noisy_steps]
+        nothing = self._glyphs([self._negative() for _ in noisy_steps])
+        untold = torch.ones(len(noisy_steps), dtype=torch.bool, device=device)
         unguided = velocity_of(network, latents, timesteps, codes, nothing, alone, untold).float()
         low, high = self.sampling.guidance_interval
         scale = torch.tensor(
-            [self.sampling.guidance if low <= self._levels(rollout, walk.step)[0] <= high else 1.0 for walk in walks],
+            [
+                self.sampling.guidance if low <= self._levels(rollout, taken.step)[0] <= high else 1.0
+                for taken in noisy_steps
+            ],
             device=device,
         )[:, None, None, None]
         return unguided + scale * (velocity - unguided)
@@ -218,7 +223,7 @@ class FlowPolicyObjective(DecoderObjective):
         decoder = DiffusionDecoder(self.transformer, self.schedule)
         glyphs, mask = self._glyphs(batch.glyph_texts)
         negative, shown = self._glyphs([self._negative()])
-        walks: list[Walk] = []
+        noisy_steps: list[NoisyStep] = []
         numbers = []
         for place, one in enumerate(prompts):
             references = tuple(Reference(other.latents, other.codes) for other in batch.references[place])
@@ -238,14 +243,14 @@ class FlowPolicyObjective(DecoderObjective):
                 picture = place * group + number
                 for step in range(self.policy.window):
                     before, after = passed[step][number], passed[step + 1][number]
-                    walks.append(Walk(window.first + step, before, after, place, picture))
+                    noisy_steps.append(NoisyStep(window.first + step, before, after, place, picture))
             autoencoder = self.helpers["autoencoder"]
             pictures = [as_picture(autoencoder.decode(latent[None])[0]) for latent in latents]
             numbers.append(self.rewarder.ask(names, [batch.codes[place].cpu()] * group, pictures, one.truth))
         rewards, figures = self.rewarder.collect(names, numbers, group)
         values, kept = advantages(rewards, group)
         figures |= {"groups": kept.double().mean(), "rollout_seconds": torch.tensor(time.perf_counter() - since)}
-        return FlowRollout(walks, batch, schedule, values, kept, figures)
+        return FlowRollout(noisy_steps, batch, schedule, values, kept, figures)
 
     def _noise(self, seed: int, one: Asked, shape: Sequence[int]) -> tuple[Tensor, StochasticWindow]:
         """What the pictures of a prompt begin from, (G, C, h, w), and their noisy steps."""
