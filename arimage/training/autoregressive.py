@@ -205,7 +205,8 @@ class AutoregressiveObjective(Objective):
         return made
 
     def forward(self, batch: Mapping[str, Any]) -> Losses:
-        row = packed(self.sequences(batch), self.device)
+        sequences = self.sequences(batch)
+        row = packed(sequences, self.device)
         lengths, labels, regions, owner = row.lengths, row.labels, row.regions, row.owner
         hidden = self.model(row.tokens, row.positions, lengths)[0]
         asked = labels != IGNORED_LABEL

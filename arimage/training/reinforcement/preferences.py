@@ -67,7 +67,7 @@ class TokenPreferenceObjective(AutoregressiveObjective):
         super().__init__(*given)
         assert self.settings.dpo is not None
         self.beta = self.settings.dpo.beta
-        self.settings = self.settings.model_copy(update={"copy_task_prob": 0.0})
+        self.settings = self.settings.model_copy(update={"copy_task_prob": 0.0, "rename_prob": 0.0})
         self.starting = StartingModel(self.model, self.config, self.device)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
