@@ -11,6 +11,7 @@ from torch import Tensor
 from decoder.config import PIXELS_PER_LATENT
 from decoder.sampler import KnownRegion, Schedule, ScheduleConfig, StepState, flow_schedule, sample_flow
 from decoder.solvers import Solver
+from decoder.stochastic import StochasticWindow
 from decoder.transformer import (
     DIT_TOKENS_PER_SIDE,
     Conditioning,
@@ -114,10 +115,12 @@ class DiffusionDecoder:
         requests: Sequence[DecodeRequest],
         settings: DecoderSettings,
         on_step: Callable[[StepState], None] | None = None,
+        stochastic: StochasticWindow | None = None,
     ) -> list[Tensor]:
         """Normalised latents (C, 4h, 4w) of every request, fp32.
 
-        Glyphs, references and noise may differ between requests; their grids must not.
+        Glyphs, references and noise may differ between requests; their grids must not. ``stochastic`` are steps that
+        are taken with noise.
 
         Raises:
             ValueError: grids differ, or strength is below 1 and a request has nothing to start from.
@@ -143,6 +146,7 @@ class DiffusionDecoder:
             known=_known(requests, device),
             solver=settings.solver,
             dynamic_thresholding=settings.dynamic_thresholding,
+            stochastic=stochastic,
             on_step=on_step,
         )
         return list(latents)

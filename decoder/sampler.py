@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from decoder.solvers import STEPS, Solver
+from decoder.stochastic import StochasticWindow
 
 THRESHOLD_FLOOR = 3.0
 
@@ -166,6 +167,7 @@ def sample_flow(
     known: KnownRegion | None = None,
     solver: Solver = "euler",
     dynamic_thresholding: float | None = None,
+    stochastic: StochasticWindow | None = None,
     on_step: Callable[[StepState], None] | None = None,
 ) -> Tensor:
     """Integrate the flow from noise to clean latents, in fp32.
@@ -179,6 +181,7 @@ def sample_flow(
             it is exactly what was given.
         solver: see :mod:`decoder.solvers`.
         dynamic_thresholding: percentile, see :func:`threshold_dynamically`.
+        stochastic: steps that are taken with noise, for learning from rewards.
         on_step: called after each step; what it raises ends the sampling.
 
     Returns:
@@ -198,8 +201,12 @@ def sample_flow(
         if dynamic_thresholding is not None:
             clean = threshold_dynamically(clean, dynamic_thresholding)
             flow = (latents - clean) / sigma
-        ahead = solver_step(flow, last, (sigmas[step - 1], sigma, following))
-        latents, last = _reimpose_known(latents + (following - sigma) * ahead, known, noise, following), flow
+        if stochastic is not None and stochastic.holds(step):
+            moved = stochastic.step(latents, flow, step, sigmas)
+        else:
+            ahead = solver_step(flow, last, (sigmas[step - 1], sigma, following))
+            moved = latents + (following - sigma) * ahead
+        latents, last = _reimpose_known(moved, known, noise, following), flow
         if on_step is not None:
             on_step(StepState(step, schedule.steps, sigma, latents, _reimpose_known(clean, known, noise, 0.0)))
     return latents

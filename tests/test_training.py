@@ -1015,7 +1015,7 @@ def test_a_sample_that_breaks_while_training_is_replaced_by_one_of_its_bucket(ha
     [
         ({"train": "painter"}, "train"),
         ({"stepz": 3}, "did you mean 'steps'"),
-        ({"data": [{"weight": 1}]}, "exactly one of scenes, path and cache"),
+        ({"data": [{"weight": 1}]}, "exactly one of scenes, path, cache and prompts"),
         ({"data": [{"scenes": {"tasks": {"fly": 1}}, "assets": "x"}]}, "no task 'fly'"),
         ({"train": "autoencoder", "lora": {}}, "lora is for"),
         ({"vision_rows_only": True}, "vision_rows_only"),

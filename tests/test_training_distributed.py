@@ -27,6 +27,11 @@ from tests.tiny_checkpoint import CONFIG, tiny_tokenizer
 ROOT = Path(__file__).parent.parent
 HANDED_OVER: dict[str, Any] = {"schedule": "constant", "save_every": 3, "keep": 9}
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+REWARDS = {"toy": {"kind": "python", "function": f"{ROOT}/tests/toy_rewards.py:low_codes", "sees": "codes"}}
+ROLLED_OUT: dict[str, Any] = {
+    "steps": 4, "save_every": 2, "warmup": 0, "evaluation": [], "autoregressive": {"grpo": {}},
+    "reinforcement": {"group": 4, "workers": 0, "rewards": REWARDS, "options": {"preview_grid": False}},
+}  # fmt: skip
 
 
 pytestmark = pytest.mark.timeout(900)  # the first test of each kind starts the processes
@@ -74,9 +79,8 @@ def again(config: TrainConfig) -> TrainConfig:
 @pytest.fixture(scope="module")
 def replicated(place: Path) -> None:
     """What two processes with all weights each make."""
-    by_two(
-        place / "replicated", False, [two_of(network, False, place, "two") for network in ("decoder", "autoencoder")]
-    )
+    stages = [two_of(network, False, place, "two") for network in ("decoder", "autoencoder")]
+    by_two(place / "replicated", False, [*stages, two_of("autoregressive", False, place, "rewarded", **ROLLED_OUT)])
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +96,7 @@ def sharded(place: Path) -> None:
             *(two_of("decoder", True, place, "handed-over", steps=steps, **HANDED_OVER) for steps in (3, 6)),
             short,
             again(short),
+            two_of("autoregressive", True, place, "rewarded", **ROLLED_OUT),
         ],
     )
 
@@ -123,6 +128,20 @@ def test_two_processes_give_the_losses_and_the_checkpoint_of_one(
     config = two_of(network, kind == "sharded", place, "one").model_copy(update={"batch_size": 4})
     train(config)
     assert_alike(Path(config.output), Path(two_of(network, kind == "sharded", place, "two").output), place)
+
+
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_two_processes_share_the_rollouts_of_one(kind: str, place: Path, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(kind)
+    config = two_of("autoregressive", kind == "sharded", place, "rewarded-one", **ROLLED_OUT)
+    train(config.model_copy(update={"batch_size": 4}))
+    output = Path(two_of("autoregressive", kind == "sharded", place, "rewarded", **ROLLED_OUT).output)
+    one, two = metrics(Path(config.output)), metrics(output)
+    assert [row["reward"] for row in two] == pytest.approx([row["reward"] for row in one], abs=1e-6)
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], abs=1e-5)
+    folders = Path(config.output) / "checkpoint", output / "checkpoint", place / "start"
+    whole, parts, start = (weights(Checkpoint.open(folder), "autoregressive") for folder in folders)
+    assert torch.linalg.vector_norm(whole - parts) <= 5e-3 * torch.linalg.vector_norm(whole - start)
 
 
 @pytest.mark.usefixtures("sharded")

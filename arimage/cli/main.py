@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from arimage.cli import benchmark as benchmark_command
 from arimage.cli import data as data_commands
 from arimage.cli import edit as edit_command
 from arimage.cli import evaluate as evaluate_command
@@ -48,6 +49,7 @@ app.command("prepare")(train_commands.prepare)
 app.command("plan")(train_commands.plan)
 app.command("evaluate")(evaluate_command.evaluate)
 app.command("serve")(serve_command.serve)
+app.command("benchmark")(benchmark_command.benchmark)
 
 
 def _version(wanted: bool) -> None:

@@ -110,6 +110,9 @@ def in_bucket(record: Record, buckets: Sequence[Size]) -> Record:
         image=placed.apply(record.image),
         sources=tuple(placed.apply(source) if same_shape(source.size, size) else source for source in record.sources),
         mask=None if record.mask is None else placed.apply(record.mask, Image.Resampling.NEAREST),
+        rejected=None
+        if record.rejected is None
+        else place(*record.rejected.size, (placed.size,)).apply(record.rejected),
     )
 
 

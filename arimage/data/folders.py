@@ -9,7 +9,8 @@ What is recognised, by what is there:
     a Hub-style data set folder                      anything else that ``datasets`` opens (``load_from_disk``)
 
 Columns: ``image`` (or ``file_name``, ``target``), ``caption`` (or ``text``, ``instruction``; a string, a list, or an
-object by kind), ``sources`` (or ``source``: pictures that an edit starts from), ``mask``, ``rating``.
+object by kind), ``sources`` (or ``source``: pictures that an edit starts from), ``mask``, ``rating``; ``rejected``
+beside ``chosen`` (or ``image``), of a pair between which people chose.
 
 Paths may be anything that fsspec opens (``s3://…``, ``https://…``). Names that begin with a dot are passed over.
 Finding samples reads no more than it must; a row is parsed and a picture decoded when the sample is asked for, so that
@@ -35,7 +36,7 @@ from arimage.errors import DataError, InputImageError
 from arimage.images.opening import hidden, open_picture
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-IMAGE_COLUMNS = ("image", "target", "file_name", "jpg", "png", "webp", "jpeg")
+IMAGE_COLUMNS = ("image", "target", "chosen", "file_name", "jpg", "png", "webp", "jpeg")
 CAPTION_COLUMNS = ("captions", "caption", "instruction", "text", "txt", "prompt")
 SOURCE_COLUMNS = ("sources", "source", "input_image", "reference", "references")
 DEFAULT_RATING = 3
@@ -269,9 +270,10 @@ def _tar_record(files: Any, name: str, parts: Mapping[str, tarfile.TarInfo]) -> 
         sources = sorted(part for part in pictures if part.startswith(("source", "input")))
         if sources:
             row["sources"] = [pictures[part] for part in sources]
-        masks = [part for part in pictures if part.startswith("mask.")]
-        if masks:
-            row["mask"] = pictures[masks[0]]
+        for column in ("mask", "chosen", "rejected"):
+            named_so = [part for part in pictures if part.startswith(f"{column}.")]
+            if named_so:
+                row[column] = pictures[named_so[0]]
     return _record(row)
 
 
@@ -348,9 +350,11 @@ def _record(row: Any, read: ReadPath | None = None) -> Record:
     )
     mask = _first(row, ("mask",))
     task = "edit" if sources else "picture"
+    rejected = _first(row, ("rejected",))
     return Record(
-        image, captions, sources, None if mask is None else _mask(mask, read, image, sources), task, _rating(row)
-    )
+        image, captions, sources, None if mask is None else _mask(mask, read, image, sources), task, _rating(row),
+        rejected=None if rejected is None else _decode(rejected, "the rejected picture", read),
+    )  # fmt: skip
 
 
 def _first(row: Mapping[str, Any], columns: Iterable[str]) -> Any:

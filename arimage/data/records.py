@@ -11,6 +11,7 @@ from PIL import Image
 from arimage.errors import ArimageError, DataError
 
 MAX_RATING = 5
+PROMPT_ONLY = "prompt"
 
 
 class SampleError(DataError):
@@ -38,10 +39,11 @@ class Record:
             With sources these are instructions.
         sources: the pictures that an edit starts from, RGB, in the order in which the text counts them.
         mask: L, white where an edit may change its (last) source; None where the instruction alone decides.
-        task: what kind of sample it is.
+        task: what kind of sample it is; ``PROMPT_ONLY`` where there is a prompt alone, and ``image`` is blank.
         rating: 1 (poor) to 5 (very good).
         name: where it comes from, for messages.
         truth: what is known about the picture (what is where); empty for people's data.
+        rejected: a picture that people liked less than ``image`` for the same caption, for learning from pairs.
     """
 
     image: Image.Image
@@ -52,6 +54,7 @@ class Record:
     rating: int = 3
     name: str = ""
     truth: dict[str, Any] = field(default_factory=dict)
+    rejected: Image.Image | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,6 +58,18 @@ class Judge:
         ability = KINDS[case.own_words].ability
         return {f"{name}, own words": share for name, share in shares.items() if name.startswith(ability)}
 
+    def ability(self, name: str, case: Case, picture: Image.Image) -> Share | None:
+        """One judgement alone, None where the case does not ask for it; what is not needed for it is not measured."""
+        if case.record.task not in ("subject", "subjects"):
+            return self._shares(case, picture).get(name)
+        if name == "background colour":
+            found = self._background(case, picture)
+        elif name == "false text":
+            found = self._no_text(picture)
+        else:
+            found = self._subjects(case, picture)
+        return found.get(name)
+
     def _shares(self, case: Case, picture: Image.Image) -> dict[str, Share]:
         task = case.record.task
         if task in ("subject", "subjects"):

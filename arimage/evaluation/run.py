@@ -100,7 +100,7 @@ def tokenizer_rows(config: EvaluateConfig, pipeline: ImagePipeline, assets: Asse
         read = characters(tokenizer, assets, _as_training(scenes), words, count)
     named = {f"codes kept: {change}": found for change, found in shares.items()} | {"characters from codes": read}
     return [
-        Row(name, len(found), _pooled(found), *_interval(found), ceiling=1.0, by_language={})
+        Row(name, len(found), pooled(found), *interval(found), ceiling=1.0, by_language={})
         for name, found in named.items()
     ]
 
@@ -182,26 +182,25 @@ def rows(outcomes: Sequence[Outcome]) -> list[Row]:
 
 def _row(ability: str, outcomes: Sequence[Outcome]) -> Row:
     shares = [outcome.shares[ability] for outcome in outcomes]
-    share = _pooled(shares)
-    low, high = _interval(shares)
+    share = pooled(shares)
+    low, high = interval(shares)
     languages = dict.fromkeys(outcome.case.language for outcome in outcomes)
     by_language = {
-        language: _pooled([o.shares[ability] for o in outcomes if o.case.language == language])
-        for language in languages
+        language: pooled([o.shares[ability] for o in outcomes if o.case.language == language]) for language in languages
     }
-    ceiling = _pooled([outcome.ceiling[ability] for outcome in outcomes])
+    ceiling = pooled([outcome.ceiling[ability] for outcome in outcomes])
     return Row(ability, len(outcomes), share, low, high, ceiling, by_language)
 
 
-def _pooled(shares: Sequence[Share]) -> float:
+def pooled(shares: Sequence[Share]) -> float:
     total = sum(of for _, of in shares)
     return sum(points for points, _ in shares) / total if total else 0.0
 
 
-def _interval(shares: Sequence[Share]) -> tuple[float, float]:
+def interval(shares: Sequence[Share]) -> tuple[float, float]:
     """95 %: Wilson's for yes and no, a bootstrap over pictures for pooled shares."""
     if all(of == 1 and points in (0, 1) for points, of in shares):
-        n, p, z = len(shares), _pooled(shares), 1.96
+        n, p, z = len(shares), pooled(shares), 1.96
         middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
     table = np.array(shares, np.float64)

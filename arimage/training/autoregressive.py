@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from arimage.autoregressive.layout import (
     IGNORED_LABEL,
     Region,
+    TrainingSequence,
     build_prompt,
     target_grid,
     training_sequence,
@@ -42,6 +43,37 @@ class SampleCodes(NamedTuple):
 
     references: list[Tensor]
     targets: list[Tensor]
+
+
+class Packed(NamedTuple):
+    """Sequences in one row, (1, L), without padding.
+
+    Attributes:
+        tokens, positions: (1, L) and (3, 1, L).
+        lengths: of each sequence.
+        labels, regions: (L,), see :class:`~arimage.autoregressive.layout.TrainingSequence`.
+        owner: (L,) which sequence a token belongs to.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    lengths: list[int]
+    labels: Tensor
+    regions: Tensor
+    owner: Tensor
+
+
+def packed(sequences: Sequence[TrainingSequence], device: torch.device) -> Packed:
+    """Put sequences into one row."""
+    lengths = [len(sequence.tokens) for sequence in sequences]
+    return Packed(
+        torch.cat([sequence.tokens for sequence in sequences])[None].to(device),
+        torch.cat([sequence.positions for sequence in sequences], dim=1)[:, None].to(device),
+        lengths,
+        torch.cat([sequence.labels for sequence in sequences]).to(device),
+        torch.cat([sequence.regions for sequence in sequences]).to(device),
+        torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device),
+    )
 
 
 class AutoregressiveObjective(Objective):
@@ -163,19 +195,20 @@ class AutoregressiveObjective(Objective):
             self._blanks[size] = encode_views(self.helpers["tokenizer"], [white], self.device)[0].cpu()
         return self._blanks[size]
 
-    def forward(self, batch: Mapping[str, Any]) -> Losses:
-        sequences = []
+    def sequences(self, batch: Mapping[str, Any]) -> list[TrainingSequence]:
+        """The whole sequence of each sample of a collated batch."""
+        made = []
         for sample, codes in zip(batch["samples"], self.encode(batch)):
             size = target_grid(*sample["size"])
             prompt = build_prompt(self.vocabulary, sample["text"], size, codes.references, preview=sample["preview"])
-            sequences.append(training_sequence(prompt, codes.targets, self.vocabulary))
-        lengths = [len(sequence.tokens) for sequence in sequences]
-        tokens = torch.cat([sequence.tokens for sequence in sequences])[None].to(self.device)
-        positions = torch.cat([sequence.positions for sequence in sequences], dim=1)[:, None].to(self.device)
-        labels = torch.cat([sequence.labels for sequence in sequences]).to(self.device)
-        regions = torch.cat([sequence.regions for sequence in sequences]).to(self.device)
-        owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(self.device)
-        hidden = self.model(tokens, positions, lengths)[0]
+            made.append(training_sequence(prompt, codes.targets, self.vocabulary))
+        return made
+
+    def forward(self, batch: Mapping[str, Any]) -> Losses:
+        sequences = self.sequences(batch)
+        row = packed(sequences, self.device)
+        lengths, labels, regions, owner = row.lengths, row.labels, row.regions, row.owner
+        hidden = self.model(row.tokens, row.positions, lengths)[0]
         asked = labels != IGNORED_LABEL
         scores = self.model.scores(hidden[asked]).float()
         smoothing = self.settings.label_smoothing if self.training else 0.0

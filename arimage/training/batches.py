@@ -21,6 +21,45 @@ from arimage.training.sources import Source, open_source
 RETRIES = 8
 
 
+@dataclass(frozen=True)
+class RolloutPlace:
+    """Where a micro-batch stands among those that learn from a rollout.
+
+    Attributes:
+        rollout: which one, from 0.
+        update: which of its optimiser steps.
+        batch: which of the rollout's batches of prompts.
+        part, parts: which part of that batch's pictures, and how many there are.
+    """
+
+    rollout: int
+    update: int
+    batch: int
+    part: int
+    parts: int
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """How the micro-batches of a run come from rollouts: all of an update's, then the same ones again."""
+
+    updates: int
+    parts: int
+    accumulation: int
+
+    def place(self, number: int) -> RolloutPlace:
+        """Of the micro-batch of that number in the run."""
+        step, micro = divmod(number, self.accumulation)
+        rollout, update = divmod(step, self.updates)
+        batch, part = divmod(micro, self.parts)
+        return RolloutPlace(rollout, update, batch, part, self.parts)
+
+    def prompts(self, number: int) -> int:
+        """Which batch of prompts a micro-batch has, counted over the run."""
+        place = self.place(number)
+        return place.rollout * (self.accumulation // self.parts) + place.batch
+
+
 class StepBatches:
     """The batches of a process, by step.
 
@@ -29,6 +68,7 @@ class StepBatches:
         collate: examples to tensors.
         encoders: gives the hash of the encoders that prepared caches must have been made with, see
             :class:`arimage.training.cache.CacheSource`.
+        rollouts: where several micro-batches learn from the same prompts; each is then told its ``place``.
     """
 
     def __init__(
@@ -42,7 +82,9 @@ class StepBatches:
         process: int = 0,
         processes: int = 1,
         encoders: Encoders | None = None,
+        rollouts: Rollouts | None = None,
     ) -> None:
+        self.rollouts = rollouts
         self.batch_size, self.collate, self.captions = batch_size, collate, captions
         self.seed, self.process, self.processes = seed, process, processes
         self.weights = [source.weight for source in sources]
@@ -63,6 +105,9 @@ class StepBatches:
 
     def turn(self, step: int) -> tuple[int, int]:
         """(source, which of its batches) of a step."""
+        return self._turn(step if self.rollouts is None else self.rollouts.prompts(step))
+
+    def _turn(self, step: int) -> tuple[int, int]:
         while len(self._order) <= step:
             source = self._random.choices(range(len(self.sources)), self.weights)[0]
             self._order.append((source, self._drawn[source]))
@@ -71,7 +116,8 @@ class StepBatches:
 
     def examples(self, step: int) -> tuple[list[Example], list[BadSample]]:
         """This process's examples of a step, and what could not be read."""
-        number, draw = self.turn(step)
+        step = step if self.rollouts is None else self.rollouts.prompts(step)
+        number, draw = self._turn(step)
         source = self.sources[number]
         count = self.batch_size * self.processes
         readers = source.records(draw, count)
@@ -93,7 +139,8 @@ class StepBatches:
 
     def __getitem__(self, step: int) -> Batch:
         examples, bad = self.examples(step)
-        return Batch(self.collate(examples), bad)
+        place = {} if self.rollouts is None else {"place": self.rollouts.place(step)}
+        return Batch(self.collate(examples) | place, bad)
 
     def _caption(self, record: Record | EncodedRecord, random: Random) -> str:
         if random.random() < self.captions.dropout:

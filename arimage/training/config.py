@@ -6,9 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from arimage.data.scenes.settings import SceneSettings
 from arimage.training.precision import Precision
+from arimage.training.reinforcement.config import FlowPolicy, Preferences, RewardsConfig, TokenPolicy
 from arimage.yaml_files import merged
 
 Subject = Literal["tokenizer", "autoencoder", "autoregressive", "decoder"]
+Method = Literal["grpo", "flow_grpo", "dpo", "distillation"]
 
 
 class _Strict(BaseModel):
@@ -16,14 +18,16 @@ class _Strict(BaseModel):
 
 
 class SourceConfig(_Strict):
-    """One source of samples; exactly one of ``scenes`` (with ``assets``), ``path`` and ``cache``.
+    """One source of samples; exactly one of ``scenes`` (with ``assets``), ``path``, ``cache`` and ``prompts``.
 
     Attributes:
         weight: how often it is drawn from, relative to the others.
         scenes: composed pictures; ``assets`` is the folder that ``arimage data sprites`` made.
         path: people's own data, see :mod:`arimage.data.folders`.
         cache: a folder that ``arimage prepare`` made.
-        sides: pictures of ``path`` go into buckets of about these areas (side in pixels).
+        prompts: a .txt file, a prompt a line, or a .jsonl file with ``prompt``, for a stage that learns from rewards.
+        sides: pictures of ``path`` go into buckets of about these areas (side in pixels); those of ``prompts`` are
+            squares of these sides.
         minimum_rating: samples of ``path`` below are left out.
     """
 
@@ -32,14 +36,15 @@ class SourceConfig(_Strict):
     assets: str | None = None
     path: str | None = None
     cache: str | None = None
+    prompts: str | None = None
     sides: tuple[int, ...] = (256,)
     minimum_rating: int = Field(1, ge=1, le=5)
 
     @model_validator(mode="after")
     def _one(self) -> "SourceConfig":
-        given = [name for name in ("scenes", "path", "cache") if getattr(self, name) is not None]
+        given = [name for name in ("scenes", "path", "cache", "prompts") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError("a source has exactly one of scenes, path and cache")
+            raise ValueError("a source has exactly one of scenes, path, cache and prompts")
         if self.scenes is not None and self.assets is None:
             raise ValueError("scenes need assets, the folder that 'arimage data sprites' made")
         return self
@@ -160,6 +165,8 @@ class AutoregressiveTraining(_Strict):
         rename_prob: share of the other edits in which a random share of the codes that target and references have in
             common are replaced by random others, the same in all of them (random symbols, as in symbol tuning, Wei et
             al. 2023, arXiv:2305.08298). The instruction stays true, and what it keeps has to be looked up.
+        grpo: learn from rewards (the stage's ``reinforcement``) instead of from pictures.
+        dpo: learn from pairs of a chosen and a rejected picture.
     """
 
     preview: float = Field(1.0, ge=0, le=1)
@@ -170,6 +177,8 @@ class AutoregressiveTraining(_Strict):
     codes_from_codebook: bool = False
     copy_task_prob: float = Field(0.0, ge=0, le=1)
     rename_prob: float = Field(0.0, ge=0, le=1)
+    grpo: TokenPolicy | None = None
+    dpo: Preferences | None = None
 
 
 class Distillation(_Strict):
@@ -209,6 +218,8 @@ class DecoderTraining(_Strict):
         codes_from_codebook: begin with embeddings of the visual tokens that are a projection of the codebook, so that
             codes that look alike start alike; for a decoder that is not trained yet.
         distillation: learn to jump where the decoder at the start would walk; None learns from the pictures alone.
+        flow_grpo: learn from rewards (the stage's ``reinforcement``) instead of from pictures.
+        dpo: learn from pairs of a chosen and a rejected picture (Diffusion-DPO).
     """
 
     noise_mean: float = 0.0
@@ -227,6 +238,8 @@ class DecoderTraining(_Strict):
     train_glyph_encoder: bool = True
     codes_from_codebook: bool = False
     distillation: Distillation | None = None
+    flow_grpo: FlowPolicy | None = None
+    dpo: Preferences | None = None
 
 
 class LoraConfig(_Strict):
@@ -280,6 +293,7 @@ class TrainConfig(_Strict):
             be used.
         restart: where the newest state was made with other settings, begin a new schedule of ``steps`` steps from its
             weights; the optimiser and the warm-up start afresh. Where it was made with these, the run goes on with it.
+        reinforcement: rollouts and rewards, for ``autoregressive.grpo`` and ``decoder.flow_grpo``.
     """
 
     train: Subject
@@ -326,6 +340,7 @@ class TrainConfig(_Strict):
     autoencoder: AutoencoderTraining = AutoencoderTraining()
     autoregressive: AutoregressiveTraining = AutoregressiveTraining()
     decoder: DecoderTraining = DecoderTraining()
+    reinforcement: RewardsConfig | None = None
     lora: LoraConfig | None = None
 
     @field_validator("precision", mode="before")
@@ -356,6 +371,49 @@ class TrainConfig(_Strict):
                 sources.append(source)
             values[name] = sources
         return values
+
+    @property
+    def method(self) -> Method | None:
+        """How a half learns where it does not learn from pictures."""
+        autoregressive, decoder = self.autoregressive, self.decoder
+        chosen: dict[Method, Any] = {}
+        if self.train == "autoregressive":
+            chosen = {"grpo": autoregressive.grpo, "dpo": autoregressive.dpo}
+        elif self.train == "decoder":
+            chosen = {"flow_grpo": decoder.flow_grpo, "dpo": decoder.dpo, "distillation": decoder.distillation}
+        given = [name for name, settings in chosen.items() if settings is not None]
+        if len(given) > 1:
+            raise ValueError(f"{self.train}: {' and '.join(given)} do not go together; a stage has one of them")
+        return given[0] if given else None
+
+    @property
+    def rewarded(self) -> RewardsConfig | None:
+        """Rollouts and rewards, of a stage that learns from them."""
+        return self.reinforcement if self.method in ("grpo", "flow_grpo") else None
+
+    @model_validator(mode="after")
+    def _learnable_from_rewards(self) -> "TrainConfig":
+        without_pictures = any(source.prompts is not None for source in (*self.data, *self.evaluation))
+        if self.method not in ("grpo", "flow_grpo"):
+            if without_pictures:
+                raise ValueError("prompts without pictures are for autoregressive.grpo and decoder.flow_grpo")
+            if self.reinforcement is not None:
+                raise ValueError("reinforcement goes with autoregressive.grpo or decoder.flow_grpo")
+            return self
+        if self.reinforcement is None:
+            raise ValueError(f"{self.train}.{self.method} needs reinforcement, which names the rewards")
+        for name in ("steps", "save_every"):
+            if getattr(self, name) % self.reinforcement.updates:
+                raise ValueError(f"{name} must be a multiple of reinforcement.updates: states lie between rollouts")
+        if self.accumulation % self.reinforcement.parts:
+            raise ValueError("accumulation must be a multiple of reinforcement.parts")
+        if any(source.cache is not None for source in (*self.data, *self.evaluation)):
+            raise ValueError("rewards need pictures or scenes, which a prepared cache does not hold")
+        if self.method == "flow_grpo" and without_pictures and self.decoder.flow_grpo.codes == "picture":  # type: ignore[union-attr]
+            raise ValueError("prompts have no pictures to take codes from: set decoder.flow_grpo.codes=generated")
+        if self.reinforcement.stop and not (self.evaluation and self.evaluation_batches):
+            raise ValueError("reinforcement.stop needs evaluation data, which it is measured on")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":

@@ -29,12 +29,16 @@ class TrainingStopped(ArimageError):
 class LossGuard:
     """Whether a step may be taken.
 
+    Args:
+        may_leap: the loss has no scale: only one that is not finite is bad.
+
     Attributes:
         skipped, overflows: steps that were left out for their loss, and for fp16 gradients that overflowed.
     """
 
-    def __init__(self, config: TrainConfig, processes: Processes, batches: StepBatches) -> None:
+    def __init__(self, config: TrainConfig, processes: Processes, batches: StepBatches, may_leap: bool = False) -> None:
         self.config, self.processes, self.batches = config, processes, batches
+        self.may_leap = may_leap or config.on_spike == "ignore"
         self.recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
         self.skipped = self.overflows = 0
 
@@ -47,7 +51,7 @@ class LossGuard:
         loss, norm = totals["loss"], totals["gradient_norm"]
         usual = statistics.median(self.recent) if len(self.recent) == SPIKE_WINDOW else math.inf
         finite = math.isfinite(loss) and math.isfinite(norm)
-        if finite and (loss <= self.config.spike_factor * usual or self.config.on_spike == "ignore"):
+        if finite and (loss <= self.config.spike_factor * usual or self.may_leap):
             return True
         what = f"step {step + 1}: the loss is {loss:.4g} (usually {usual:.4g}), the gradient norm {norm:.4g}"
         folder = self._keep(step, batches)

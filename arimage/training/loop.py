@@ -20,7 +20,7 @@ import torch
 from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.errors import DataError
 from arimage.training import signature, state
-from arimage.training.batches import StepBatches, loader
+from arimage.training.batches import Rollouts, StepBatches, loader
 from arimage.training.config import CaptionConfig, SourceConfig, TrainConfig
 from arimage.training.examples import Batch
 from arimage.training.export import export, finished_folder
@@ -56,14 +56,16 @@ class Run:
 
             add_adapters(self.objective, config.lora)
         self.learning = choose_trainable(self.objective, config)
-        self.batches = self._batches(config.data, config.captions, config.seed)
+        rewarded = config.rewarded
+        rollouts = None if rewarded is None else Rollouts(rewarded.updates, rewarded.parts, config.accumulation)
+        self.batches = self._batches(config.data, config.captions, config.seed, rollouts)
         self.held_out = None
         if config.evaluation and config.evaluation_batches:
             captions = config.captions.model_copy(update={"dropout": 0.0})
             self.held_out = self._batches(config.evaluation, captions, config.seed + 1)
         computed = config.model_copy(update={"precision": self.processes.precision})  # a run goes on in its own
         self.settings = signature.settings_of(computed, self.checkpoint.weights_hash(), self.processes.count)
-        self.losses = LossGuard(config, self.processes, self.batches)
+        self.losses = LossGuard(config, self.processes, self.batches, self.objective.loss_may_leap)
         sets = [self.batches] if self.held_out is None else [self.batches, self.held_out]
         self.samples = SampleGuard(config, self.processes, sets)
         self.metrics = Metrics(config, self.processes)
@@ -71,10 +73,13 @@ class Run:
         self.best: float | None = None
         self.best_step: int | None = None
 
-    def _batches(self, sources: tuple[SourceConfig, ...], captions: CaptionConfig, seed: int) -> StepBatches:
+    def _batches(
+        self, sources: tuple[SourceConfig, ...], captions: CaptionConfig, seed: int, rollouts: Rollouts | None = None
+    ) -> StepBatches:
         return StepBatches(
             sources, self.config.batch_size, self.objective.collate, captions,
             seed=seed, process=self.processes.index, processes=self.processes.count, encoders=self._encoders,
+            rollouts=rollouts,
         )  # fmt: skip
 
     def _encoders(self, latents: bool) -> str | None:
@@ -155,6 +160,8 @@ class Run:
             self.batches, self.step * config.accumulation, self.last * config.accumulation, config.workers
         )
         self.train_state.model.train()
+        if self.held_out is not None and self.step == self.first and self.objective.measured_before_learning:
+            self.metrics.log(self.step, self.evaluate(), progress, "evaluation")
         since = time.perf_counter()
         while self.step < self.last:
             figures = self.one_step(incoming)
@@ -183,7 +190,7 @@ class Run:
         rate = learning_rate(config, self.step - self.first)
         for group in train_state.optimizer.param_groups:
             group["lr"] = rate
-        totals: dict[str, float] = {}
+        rows: list[dict[str, float]] = []
         batches: list[Batch] = []
         for micro in range(config.accumulation):
             batch = next(incoming)
@@ -192,10 +199,9 @@ class Run:
             with processes.accumulating(train_state.model, last=micro == config.accumulation - 1):
                 losses = train_state.model(processes.moved(batch.tensors))
                 processes.backward(losses["loss"])
-            for name, value in losses.items():
-                totals[name] = totals.get(name, 0.0) + float(value.detach()) / config.accumulation
+            rows.append({name: float(value.detach()) for name, value in losses.items()})
         norm = self.accelerator.clip_grad_norm_(train_state.parameters(), config.clip)
-        totals = self._over_processes(totals) | {"gradient_norm": float(norm), "learning_rate": rate}
+        totals = self._over_processes(mean(rows)) | {"gradient_norm": float(norm), "learning_rate": rate}
         self.samples.check()
         overflow = self.losses.overflowed(self.step, totals)
         if not overflow and not self.losses.accepts(self.step, totals, batches):
@@ -231,7 +237,8 @@ class Run:
                 for name, value in self.train_state.model(self.processes.moved(batch.tensors)).items():
                     found.setdefault(name, []).append(float(value))
             means = {name: statistics.fmean(values) for name, values in found.items()}  # not all batches have all parts
-            totals = self._over_processes(means) | self.objective.report(self.held_out, count)
+            totals = self._over_processes(means | self.objective.report(self.held_out, count))
+        self.objective.watch(self.step, totals)
         if self.best is None or totals["loss"] < self.best:
             self.best, self.best_step = totals["loss"], self.step
         return totals
@@ -283,5 +290,8 @@ def train(config: TrainConfig, finish: bool = False) -> Path:
         TrainingStopped: the loss left its track, or too many samples were bad.
     """
     run = Run(config)
-    run.start()
-    return run.export() if finish else run.run()
+    try:
+        run.start()
+        return run.export() if finish else run.run()
+    finally:
+        run.objective.close()

@@ -21,7 +21,9 @@ class Objective(nn.Module, ABC):
 
     Registered sub-modules are trained (or frozen by pattern); helpers that only serve, like the frozen tokenizer,
     are kept in :attr:`helpers`, which is no sub-module. :attr:`fixed` are patterns of parameters that never learn,
-    :attr:`sharded` says that weights are spread over processes. Networks are handed over by
+    :attr:`sharded` says that weights are spread over processes. :attr:`measured_before_learning` asks for an evaluation
+    before the first step, and :attr:`loss_may_leap` says that the loss has no scale, so that only one that is not
+    finite is bad. Networks are handed over by
     :func:`arimage.training.objectives.build_objective`.
 
     Args:
@@ -36,6 +38,8 @@ class Objective(nn.Module, ABC):
         self.helpers: dict[str, Any] = {}
         self.fixed: tuple[str, ...] = ()
         self.sharded = False
+        self.measured_before_learning = False
+        self.loss_may_leap = False
 
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
@@ -92,6 +96,14 @@ class Objective(nn.Module, ABC):
     def report(self, batches: Any, count: int) -> dict[str, float]:
         """More figures of an evaluation than its losses."""
         return {}
+
+    def watch(self, step: int, figures: Mapping[str, float]) -> None:
+        """Called with the figures of each evaluation, the same in all processes; what it raises ends the run."""
+        return
+
+    def close(self) -> None:
+        """Called when the run ends, however it ends."""
+        return
 
     def pictures(self, examples: Sequence[Example]) -> list[tuple[str, Image.Image]]:
         """Pictures that show how far training is, for objectives that have no use for prompts."""

@@ -43,7 +43,16 @@ def _opened(checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -
         from arimage.training.autoregressive import AutoregressiveObjective
 
         network, tokenizer = checkpoint.autoregressive(CPU, FULL), checkpoint.semantic_tokenizer(device, FULL)
-        return AutoregressiveObjective(*given, network, tokenizer, checkpoint.vocabulary())
+        networks = network, tokenizer, checkpoint.vocabulary()
+        if config.method == "grpo":
+            from arimage.training.reinforcement.tokens import TokenPolicyObjective
+
+            return TokenPolicyObjective(*given, *networks, checkpoint=checkpoint)
+        if config.method == "dpo":
+            from arimage.training.reinforcement.preferences import TokenPreferenceObjective
+
+            return TokenPreferenceObjective(*given, *networks)
+        return AutoregressiveObjective(*given, *networks)
     from arimage.training.decoder import DecoderObjective
     from arimage.training.distillation import Teacher
 
@@ -51,10 +60,18 @@ def _opened(checkpoint: Checkpoint, config: TrainConfig, device: torch.device) -
     if config.decoder.distillation is not None:
         transformer, glyph_encoder = checkpoint.transformer(device, FULL), checkpoint.glyph_encoder(device, FULL)
         teacher = Teacher(transformer, glyph_encoder, checkpoint.config.scheduler, config.decoder.distillation)
-    return DecoderObjective(
-        *given, checkpoint.transformer(CPU, FULL), checkpoint.glyph_encoder(CPU, FULL),
-        checkpoint.semantic_tokenizer(device, FULL), checkpoint.autoencoder(device, FULL), teacher,
-    )  # fmt: skip
+    transformer, glyph_encoder = checkpoint.transformer(CPU, FULL), checkpoint.glyph_encoder(CPU, FULL)
+    semantic_tokenizer, autoencoder = checkpoint.semantic_tokenizer(device, FULL), checkpoint.autoencoder(device, FULL)
+    parts = transformer, glyph_encoder, semantic_tokenizer, autoencoder
+    if config.method == "flow_grpo":
+        from arimage.training.reinforcement.flow import FlowPolicyObjective
+
+        return FlowPolicyObjective(*given, *parts, checkpoint=checkpoint)
+    if config.method == "dpo":
+        from arimage.training.reinforcement.preferences import FlowPreferenceObjective
+
+        return FlowPreferenceObjective(*given, *parts)
+    return DecoderObjective(*given, transformer, glyph_encoder, semantic_tokenizer, autoencoder, teacher)
 
 
 def choose_trainable(objective: Objective, config: TrainConfig) -> list[str]:

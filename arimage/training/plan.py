@@ -10,6 +10,12 @@ attention that stores no scores). In fp32 (``precision: "no"``) what is 2 bytes 
 Work of a step: 6 FLOP for each token and parameter that multiplies it (8 with checkpointing; embeddings are only
 looked up, adaptive norms multiply once a sample), 2 for each one that only encodes, and 12 x layers x hidden x token
 x visible token for attention (16 with checkpointing).
+
+A stage that learns from rewards learns from each picture of a group, or each noisy step and branch of guidance. Beside
+that come a forward pass of the starting model (2 and 4 in place of 6 and 12), and the rollout: tokens are generated as
+fast as the weights are read (2 bytes each at 60 % of 3.35 TB/s, once for all pictures of a group), pictures rendered at
+2 FLOP for each token, parameter, step and branch. Both count once for all updates of a rollout. In memory the starting
+model lies whole on each GPU (2 bytes each), and so do the weights during a rollout, when activations do not.
 """
 
 from collections.abc import Sequence
@@ -19,20 +25,23 @@ from typing import Any
 
 import torch
 
-from arimage.autoregressive.layout import preview_grid, target_grid
+from arimage.autoregressive.layout import Grid, preview_grid, target_grid
 from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.components import meta_networks
 from arimage.checkpoints.information import GB, GLYPH_TOKENS, parameter_count
 from arimage.checkpoints.model_config import ModelConfig
 from arimage.data.buckets import bucket_sizes
 from arimage.errors import UsageError
+from arimage.options import resolve
 from arimage.training.config import TrainConfig
 from arimage.yaml_files import load_yaml
+from tokenizer.image_size import PIXELS_PER_TOKEN
 
 INSIDE = 34
 ON_GPUS = {"auto": "bf16", "no": "fp32"}
 PROMPT_TOKENS = 80
 RESERVE = 4.0
+BYTES_A_SECOND = 0.6 * 3.35e12
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ class Plan:
         weights, gradients, optimizer, average, others, activations: GB on each GPU.
         flops: of one optimiser step over all GPUs.
         seconds_a_step, hours_a_million: at the stated utilisation; of a step, and of a million samples.
+        pictures, rollout_seconds: of a rollout over all GPUs, whose time is part of its steps'; 0 where there is none.
+        steps: of the stage.
     """
 
     stage: str
@@ -74,6 +85,9 @@ class Plan:
     flops: float
     seconds_a_step: float
     hours_a_million: float
+    pictures: int = 0
+    rollout_seconds: float = 0.0
+    steps: int = 0
 
     @property
     def memory(self) -> float:
@@ -97,6 +111,11 @@ class Plan:
             for name in ("weights", "gradients", "optimizer", "average", "others", "activations")
         )
         verdict = "fits" if self.fits else "does NOT fit"
+        hours = self.seconds_a_step * self.steps / 3600
+        rollout = (
+            f"a rollout: {self.pictures} pictures, {self.rollout_seconds:.1f} s without their rewards; "
+            f"all {self.steps:,} steps: {hours:.1f} hours"
+        )
         return [
             f"{self.stage}: {self.trained / 1e6:,.1f} M parameters learn, {self.frozen / 1e6:,.1f} M are frozen",
             f"memory of each of {machine.gpus} GPUs: {self.memory:.1f} GB of {machine.memory:g} GB, {verdict}",
@@ -104,6 +123,7 @@ class Plan:
             f"a step: {self.samples_a_step} samples of up to {self.tokens} tokens, {self.flops / 1e15:.3f} PFLOP, "
             f"{self.seconds_a_step:.2f} s at {machine.utilisation:.0%} of {machine.teraflops:g} TFLOP/s "
             f"({self.precision})",
+            *([rollout] if self.pictures else []),
             f"a million samples: {self.hours_a_million:.1f} hours",
         ]
 
@@ -147,18 +167,13 @@ def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = 
         encoded = tokenizer * (target.cells + preview_grid(target).cells)
     elif config.train == "decoder":
         layers, hidden = model.transformer.num_layers, model.transformer.hidden_size
-        glyphs = counts["text_encoder"] if config.decoder.train_glyph_encoder else 0
+        learnt_glyphs = config.decoder.train_glyph_encoder and config.method not in ("flow_grpo", "dpo")
+        glyphs = counts["text_encoder"] if learnt_glyphs else 0
         trained = counts["transformer"] + glyphs
         beside = tokenizer + counts["vae"] + counts["text_encoder"] - glyphs
         tokens = GLYPH_TOKENS + 4 * target.cells
-        network: Any = networks["transformer"]
-        dense = [part for block in network.transformer_blocks for part in (block.attn1, block.ff)]
-        a_token = sum(
-            parameter_count(part.parameters()) for part in (*dense, network.image_projector, network.proj_out)
-        )
-        a_sample = sum(parameter_count(block.norm1.parameters()) for block in network.transformer_blocks)
-        work = tokens * a_token + a_sample + target.cells * parameter_count(network.prior_projector.parameters())
-        work += GLYPH_TOKENS * (glyphs + parameter_count(network.glyph_projector.parameters()))
+        work = _decoder_work(networks["transformer"], target)
+        work += GLYPH_TOKENS * glyphs
         visible, inside = float(tokens), float(INSIDE)
         encoded = tokenizer * target.cells + round(_convolutions(model, height * width) / 4)
     elif config.train == "tokenizer":
@@ -183,8 +198,13 @@ def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = 
         whole = trained
         trained = 2 * model.text_model.vision_vocab_size * model.text_model.hidden_size
         frozen_inside = whole - trained
-    batch = config.batch_size
-    samples = batch * config.accumulation * machine.gpus
+    more = _Rewarded(0, 1.0, 0.0, 0.0)
+    if config.method in ("grpo", "flow_grpo", "dpo"):
+        more = _rewarded(config, model, networks, target)
+        beside += 0 if config.method != "grpo" else counts["transformer"] + counts["vae"] + counts["text_encoder"]
+        encoded = 0 if config.method == "grpo" else encoded
+    batch: float = config.batch_size * more.learnt
+    samples = config.batch_size * config.accumulation * machine.gpus
     checkpointed = config.gradient_checkpointing
     kept = (2 * hidden * layers + inside * hidden) if checkpointed else inside * hidden * layers
     head = model.text_model.vision_vocab_size * 8 if config.train == "autoregressive" else 0
@@ -194,10 +214,24 @@ def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = 
     share = GB * machine.gpus
     layer = 2 * width * (trained + frozen_inside) / max(1, layers) / GB
     attention = (16 if checkpointed else 12) * layers * hidden * visible
-    flops = samples * ((8 if checkpointed else 6) * work + tokens * attention + 2 * encoded)
+    flops = samples * (more.learnt * ((8 if checkpointed else 6) * work + tokens * attention) + 2 * encoded)
     if config.train == "autoencoder":
         flops = samples * 3 * _convolutions(model, tokens)
-    seconds = flops / (machine.gpus * machine.teraflops * 1e12 * machine.utilisation)
+    forward = 2 * work + tokens * 4 * layers * hidden * visible
+    flops += samples * more.learnt * more.starting * forward
+    speed = machine.gpus * machine.teraflops * 1e12 * machine.utilisation
+    pictures = more.pictures * samples
+    rollout = pictures * more.rendered / speed
+    if config.method == "grpo":
+        new = target.cells + preview_grid(target).cells
+        groups = pictures / (machine.gpus * config.reinforcement.group)  # type: ignore[union-attr]
+        rollout += groups * new * 2 * counts["vision_language_encoder"] / BYTES_A_SECOND
+    updates = 1 if config.rewarded is None else config.rewarded.updates
+    seconds = flops / speed + rollout / updates
+    not_spread = width * (trained + frozen_inside) / GB
+    if more.pictures:
+        activations = max(activations, not_spread)
+    start = not_spread if more.starting and config.lora is None else 0.0
     return Plan(
         stage=name,
         machine=machine,
@@ -210,12 +244,61 @@ def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = 
         gradients=4 * trained / share,
         optimizer=8 * trained / share,
         average=0.0 if config.ema is None else 4 * trained / share,
-        others=width * beside / GB,
+        others=width * beside / GB + start,
         activations=activations,
         flops=flops,
         seconds_a_step=seconds,
         hours_a_million=seconds * 1e6 / samples / 3600,
+        pictures=round(pictures),
+        rollout_seconds=rollout,
+        steps=config.steps,
     )
+
+
+@dataclass(frozen=True)
+class _Rewarded:
+    """What learning from rewards or pairs adds to a sample.
+
+    Attributes:
+        pictures: of a rollout, for each sample of a step.
+        learnt: passes with gradient in a step.
+        starting: forward passes of the starting model for each of them, spread over a rollout's updates.
+        rendered: FLOP of a picture of a rollout.
+    """
+
+    pictures: float
+    learnt: float
+    starting: float
+    rendered: float
+
+
+def _rewarded(config: TrainConfig, model: ModelConfig, networks: Any, target: Grid) -> _Rewarded:
+    rewarded = config.rewarded
+    if rewarded is None:
+        return _Rewarded(0, 2.0, 1.0, 0.0)
+    values = resolve(rewarded.options, {})[1]
+    branches = 1 if values["guidance"] == 1 else 2
+    layers, hidden = model.transformer.num_layers, model.transformer.hidden_size
+    row = GLYPH_TOKENS + 4 * target.cells
+    a_pass = 2 * _decoder_work(networks["transformer"], target) + 4 * layers * hidden * row * row
+    pixels = target.cells * PIXELS_PER_TOKEN**2
+    rendered = values["steps"] * branches * a_pass + _convolutions(model, pixels) / 2
+    policy = config.autoregressive.grpo if config.method == "grpo" else config.decoder.flow_grpo
+    assert policy is not None
+    walks = 1 if config.decoder.flow_grpo is None else config.decoder.flow_grpo.window * branches
+    learnt = rewarded.group * (walks if config.method == "flow_grpo" else 1) / rewarded.parts
+    starting = 1 / rewarded.updates if policy.kl else 0.0
+    return _Rewarded(rewarded.group / rewarded.parts, learnt, starting, rendered)
+
+
+def _decoder_work(network: Any, target: Grid) -> int:
+    """Parameters by tokens that a pass of the diffusion transformer multiplies."""
+    tokens = GLYPH_TOKENS + 4 * target.cells
+    dense = [part for block in network.transformer_blocks for part in (block.attn1, block.ff)]
+    a_token = sum(parameter_count(part.parameters()) for part in (*dense, network.image_projector, network.proj_out))
+    a_sample = sum(parameter_count(block.norm1.parameters()) for block in network.transformer_blocks)
+    work = tokens * a_token + a_sample + target.cells * parameter_count(network.prior_projector.parameters())
+    return work + GLYPH_TOKENS * parameter_count(network.glyph_projector.parameters())
 
 
 def _largest(config: TrainConfig) -> tuple[int, int]:

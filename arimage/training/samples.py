@@ -1,6 +1,6 @@
 """Pictures from fixed prompts and fixed edits, with the weights as they are in training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def sample_pictures(
     objective: Objective, checkpoint: Checkpoint, config: SampleConfig, batches: StepBatches
 ) -> list[tuple[str, Image.Image]]:
     """Pictures by prompt, then edits of fixed records (source and result side by side)."""
-    networks = _Live(checkpoint, objective)
+    networks = LiveNetworks(checkpoint, objective.device, objective.live_networks())
     engine = Engine(networks)
     settings = Settings(DecoderSettings(steps=config.steps, guidance=config.guidance))
     height, width = config.size[1], config.size[0]
@@ -74,12 +74,18 @@ def sample_pictures(
     ]
 
 
-class _Live(Networks):
-    """The checkpoint's networks with the one in training in its place."""
+class LiveNetworks(Networks):
+    """The checkpoint's networks with those in training, ``live``, in their place."""
 
-    def __init__(self, checkpoint: Checkpoint, objective: Objective) -> None:
-        super().__init__(checkpoint, objective.device, torch.float32)
-        self._loaded.update(objective.live_networks())
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        live: Mapping[str, Any],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(checkpoint, device, dtype)
+        self._loaded.update(live)
 
 
 def _edits(batches: StepBatches, count: int) -> list[Example]:

@@ -18,6 +18,7 @@ IGNORED_ON_RESUME = frozenset({
     "samples", "trackers", "output", "compile", "gradient_checkpointing", "on_spike", "spike_factor", "max_bad_share",
     "restart", "assets", "scenes",
 })  # fmt: skip
+FREE_OF_REWARDS = ("workers", "timeout", "stop", "evaluation_pictures")
 MEASURED_AT_THE_END = ("statistics_samples", "latent_scale")
 LISTED = 8
 LONGEST = 60
@@ -38,6 +39,15 @@ def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
         del kept["steps"], kept["min_lr_ratio"]
     if "autoencoder" in kept:
         kept["autoencoder"] = {k: v for k, v in kept["autoencoder"].items() if k not in MEASURED_AT_THE_END}
+    if kept.get("reinforcement"):
+        rewards = kept["reinforcement"]
+        kept["reinforcement"] = {k: v for k, v in rewards.items() if k not in FREE_OF_REWARDS} | {
+            "rewards": {
+                name: {k: v for k, v in reward.items() if k != "url"}
+                for name, reward in rewards["rewards"].items()
+                if reward["weight"]
+            }
+        }
     kept["batch_size"] *= settings["processes"]
     kept["start"] = settings["start_weights"][:12]
     return kept
@@ -55,7 +65,7 @@ def differences(made_with: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 def evaluated_alike(made_with: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether figures of evaluations may be compared."""
-    names = ("evaluation", "evaluation_batches", "captions", "batch_size")
+    names = ("evaluation", "evaluation_batches", "captions", "batch_size", "reinforcement")
     return all(made_with["stage"].get(name) == now["stage"].get(name) for name in names)
 
 

@@ -1,13 +1,17 @@
-"""Where the samples of a stage come from: drawn scenes, people's own data, prepared caches."""
+"""Where the samples of a stage come from: drawn scenes, people's own data, prepared caches, prompts alone."""
 
+import json
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
+
+from PIL import Image
 
 from arimage.data.assets import Assets
 from arimage.data.buckets import BucketBatches, bucket_sizes, in_bucket, place
 from arimage.data.folders import OwnData
-from arimage.data.records import Record, SampleError
+from arimage.data.records import PROMPT_ONLY, Record, SampleError, naming
 from arimage.data.scenes import Scenes
 from arimage.errors import DataError
 from arimage.training.bad_samples import BadSample
@@ -98,6 +102,54 @@ class _OwnSource:
         return in_bucket(self.data[self.usable[index]].read(), self.buckets)
 
 
+class _PromptSource:
+    """Prompts alone, for stages that make the pictures themselves; a record's own is blank, and says its size."""
+
+    def __init__(self, config: SourceConfig, seed: int, batch: int) -> None:
+        assert config.prompts is not None
+        self.name, self.prompts = config.prompts, read_prompts(Path(config.prompts))
+        self.size, self.unreadable = len(self.prompts), list[BadSample]()
+        self.sides = [config.sides[number % len(config.sides)] for number in range(len(self.prompts))]
+        batches = BucketBatches(list(zip(self.sides, self.sides)), batch, seed)
+        self.epoch_batches = lru_cache(maxsize=2)(batches.epoch_batches)
+
+    def records(self, draw: int, count: int) -> list[Callable[[int], Record]]:
+        per_epoch = len(self.epoch_batches(0))
+        batch = self.epoch_batches(draw // per_epoch)[draw % per_epoch]
+        return [lambda attempt, index=index: self._record(index) for index in batch[:count]]  # type: ignore[misc]
+
+    def _record(self, index: int) -> Record:
+        blank = Image.new("RGB", (self.sides[index], self.sides[index]), "white")
+        return Record(
+            blank, {"caption": self.prompts[index]}, task=PROMPT_ONLY, name=f"{self.name}: prompt {index + 1}"
+        )
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The prompts of a .txt file, one a line, or of a .jsonl file, whose rows have ``prompt``.
+
+    Raises:
+        DataError: it cannot be read, or holds something else.
+    """
+    with naming(f"{file} cannot be read"):
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        prompt: Any = line
+        if file.suffix == ".jsonl":
+            with naming(f"{file}:{number}"):
+                row = json.loads(line)
+            prompt = row.get("prompt") if isinstance(row, dict) else None
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise DataError(f"{file}:{number}: there is no text under 'prompt'")
+        found.append(" ".join(prompt.split()))
+    if not found:
+        raise DataError(f"{file} holds no prompts; write one a line")
+    return found
+
+
 def open_source(config: SourceConfig, seed: int, batch: int, encoders: Encoders | None) -> Source:
     """The data set of a source.
 
@@ -112,5 +164,7 @@ def open_source(config: SourceConfig, seed: int, batch: int, encoders: Encoders 
         return _SceneSource(config, seed, batch)
     if config.path is not None:
         return _OwnSource(config, seed, batch)
+    if config.prompts is not None:
+        return _PromptSource(config, seed, batch)
     assert config.cache is not None
     return CacheSource(Path(config.cache), seed, batch, encoders)

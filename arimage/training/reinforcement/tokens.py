@@ -1,0 +1,182 @@
+"""GRPO of the autoregressive model (Shao et al. 2024, arXiv:2402.03300): visual tokens that are rewarded come oftener.
+
+A rollout draws groups of pictures for each prompt, at temperature 1 from all codes, the decoder's noise being the same
+within a group. What counts is how much better a picture is than its group. Several updates learn from a rollout, from
+teacher-forced log-probabilities of its codes. A rollout follows from the weights, the seed and its number, so a run
+that is stopped between two of them goes on as if it had not been.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from arimage.autoregressive.generation import TokenRequest, generate_grids
+from arimage.autoregressive.layout import (
+    IGNORED_LABEL,
+    Prompt,
+    Region,
+    TrainingSequence,
+    build_prompt,
+    target_grid,
+    training_sequence,
+)
+from arimage.autoregressive.model import AutoregressiveModel
+from arimage.autoregressive.sampling import TokenSampling
+from arimage.checkpoints.checkpoint import Checkpoint
+from arimage.inference.engine import stream
+from arimage.inference.requests import ImageRequest
+from arimage.training.autoregressive import AutoregressiveObjective, Packed, packed
+from arimage.training.batches import RolloutPlace
+from arimage.training.codes import encode_views
+from arimage.training.examples import Example
+from arimage.training.objective import Losses
+from arimage.training.reinforcement.policy import advantages, clipped_loss, k3
+from arimage.training.reinforcement.reference import StartingModel
+from arimage.training.reinforcement.rollout import Asked, Rewarder, asked, whole_weights
+from tokenizer.semantic_tokenizer import half_size_pixels
+
+EXPLORING = TokenSampling(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, guidance=1.0)
+
+
+@dataclass
+class TokenRollout:
+    """Pictures of a batch of prompts, as their sequences, with what they are worth.
+
+    Attributes:
+        sequences: N of them, the pictures of a group beside each other.
+        advantages, kept: (N,), see :class:`~arimage.training.reinforcement.policy.Advantages`.
+        figures: rewards, for the log.
+        old, start: by part, log-probabilities of its codes when the pictures were made, and of the starting model.
+    """
+
+    sequences: list[TrainingSequence]
+    advantages: Tensor
+    kept: Tensor
+    figures: dict[str, Tensor]
+    old: dict[int, Tensor] = field(default_factory=dict)
+    start: dict[int, Tensor] = field(default_factory=dict)
+
+
+def code_log_probs(model: AutoregressiveModel, row: Packed, codes: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the codes of packed sequences among all ``codes``, teacher-forced: (T,), fp32, and (T,) the
+    sequence of each. Image ends do not count: they are not drawn."""
+    hidden = model(row.tokens, row.positions, row.lengths)[0]
+    drawn = (row.labels != IGNORED_LABEL) & (row.regions != Region.END)
+    scores = model.scores(hidden[drawn], codes).float()
+    return -F.cross_entropy(scores, row.labels[drawn], reduction="none"), row.owner[drawn]
+
+
+class TokenPolicyObjective(AutoregressiveObjective):
+    """The clipped objective of GRPO, with the divergence from the starting model."""
+
+    def __init__(self, *given: Any, checkpoint: Checkpoint) -> None:
+        super().__init__(*given)
+        assert self.settings.grpo is not None
+        assert self.config.rewarded is not None
+        self.policy, self.rewarded = self.settings.grpo, self.config.rewarded
+        self.rewarder = Rewarder(self.config, checkpoint, self.device, self.live_networks())
+        self.starting = None
+        if self.policy.kl:
+            self.starting = StartingModel(self.model, self.config, self.device)
+        self.measured_before_learning = self.loss_may_leap = True
+        self._rollout = -1
+        self._kept: dict[int, TokenRollout] = {}
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        return {"asked": asked(examples, self.limits)}
+
+    def forward(self, batch: Mapping[str, Any]) -> Losses:
+        if not self.training:
+            with whole_weights(self), torch.no_grad():
+                return self.rewarder.judged(batch["asked"])
+        place: RolloutPlace = batch["place"]
+        rollout = self.rollout(place, batch["asked"])
+        chosen = range(place.part, len(rollout.sequences), place.parts)
+        row = packed([rollout.sequences[index] for index in chosen], self.device)
+        now, owner = code_log_probs(self.model, row, self.vocabulary.codebook_size)
+        old = rollout.old.setdefault(place.part, now.detach())
+        advantage = rollout.advantages[chosen.start :: chosen.step].to(self.device)
+        counted = rollout.kept[chosen.start :: chosen.step].to(self.device, torch.float32)
+        losses = clipped_loss(now - old, advantage[owner], self.policy.clip)
+        figures: dict[str, Tensor] = dict(rollout.figures)
+        if self.starting is not None:
+            start = self._start(rollout, place.part, row)
+            divergence = k3(now, start)
+            losses = losses + self.policy.kl * divergence
+            figures["kl"] = divergence.detach().mean()
+        by_sample = torch.zeros(len(chosen), device=self.device).index_add(0, owner, losses)
+        counts = torch.bincount(owner, minlength=len(chosen))
+        ratio = (now.detach() - old).exp()
+        figures["ratio"] = (ratio - 1).abs().max()
+        figures["clipped"] = ((ratio - 1).abs() > self.policy.clip).float().mean()
+        return {"loss": (by_sample / counts * counted).mean(), **figures}
+
+    @torch.no_grad()
+    def _start(self, rollout: TokenRollout, part: int, row: Packed) -> Tensor:
+        """Log-probabilities of the starting model, once a rollout."""
+        if part not in rollout.start:
+            assert self.starting is not None
+            with self.starting.of(self.model) as model:
+                rollout.start[part] = code_log_probs(model, row, self.vocabulary.codebook_size)[0]
+        return rollout.start[part]
+
+    def rollout(self, place: RolloutPlace, prompts: Sequence[Asked]) -> TokenRollout:
+        """The rollout of a batch, made when its first micro-batch comes."""
+        if place.rollout != self._rollout:
+            self._rollout, self._kept = place.rollout, {}
+        if place.batch not in self._kept:
+            with whole_weights(self), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                self._kept[place.batch] = self.make(prompts)
+        return self._kept[place.batch]
+
+    def make(self, prompts: Sequence[Asked]) -> TokenRollout:
+        """Draw, render and judge a group of pictures for each prompt."""
+        group, names = self.rewarded.group, self.rewarder.learnt
+        since = time.perf_counter()
+        sequences: list[TrainingSequence] = []
+        numbers = []
+        for one in prompts:
+            prompt = self._prompt(one)
+            drawn = [TokenRequest(prompt, stream(one.picture_seed(number), "tokens")) for number in range(group)]
+            grids = generate_grids(self.model, drawn, EXPLORING, self.vocabulary.codebook_size)
+            sequences += [training_sequence(prompt, own, self.vocabulary) for own in grids]
+            codes, pictures = [own[-1] for own in grids], []
+            if self.rewarder.sees_pictures(names):
+                asked_for = one.request
+                requests = [
+                    ImageRequest(asked_for.prompt, asked_for.size, one.seed, asked_for.references, codes=own)
+                    for own in codes
+                ]
+                pictures = [made.image for made in self.rewarder.make(requests)]
+            numbers.append(self.rewarder.ask(names, codes, pictures, one.truth))
+        rewards, figures = self.rewarder.collect(names, numbers, group)
+        values, kept = advantages(rewards, group)
+        figures |= {"groups": kept.double().mean(), "rollout_seconds": torch.tensor(time.perf_counter() - since)}
+        return TokenRollout(sequences, values, kept, figures)
+
+    def _prompt(self, one: Asked) -> Prompt:
+        views = [half_size_pixels(picture) for picture in one.request.references]
+        references = [codes.cpu() for codes in encode_views(self.helpers["tokenizer"], views, self.device)]
+        preview = self.rewarder.settings.preview_grid and not references
+        size = target_grid(*one.request.size)
+        return build_prompt(self.vocabulary, one.request.prompt, size, references, preview=preview)
+
+    def report(self, batches: Any, count: int) -> dict[str, float]:
+        return self.rewarder.distance()
+
+    def watch(self, step: int, figures: Mapping[str, float]) -> None:
+        self.rewarder.watch(step, figures)
+
+    def close(self) -> None:
+        self.rewarder.pool.close()
+
+    def metadata(self) -> dict[str, Any]:
+        return {"before": self.rewarder.before}
+
+    def load_metadata(self, metadata: Mapping[str, Any]) -> None:
+        self.rewarder.before = dict(metadata.get("before", {}))
