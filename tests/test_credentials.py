@@ -180,7 +180,7 @@ def test_without_the_package_one_line_says_what_to_install(command, tmp_path, mo
     )  # fmt: skip
     photo(8, 8).save("plain.png")
     assert command("inspect", "plain.png")[2] == ""
-    (tmp_path / "signed.png").write_bytes((tmp_path / "plain.png").read_bytes() + b"caBX jumb c2pa")
+    (tmp_path / "signed.png").write_bytes((tmp_path / "plain.png").read_bytes() + b"caBXjumbjumdc2pa")
     code, out, err = command("inspect", "signed.png")
     assert code == 0
     assert out.startswith("signed.png carries no arimage recipe")

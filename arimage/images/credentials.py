@@ -22,8 +22,7 @@ SETTINGS = {
     "builder": {"thumbnail": {"enabled": False}},
     "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
 }
-# What a file with a manifest holds: the box of C2PA, in a chunk of its own in each format.
-TRACES = (b"caBX", b"c2pa", b"C2PA")
+TRACES = (b"jumd", b"c2pa")  # of the JUMBF boxes that every format holds a manifest in
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest | None:
         ArimageError: there is one, but it cannot be read, or c2pa-python is not installed.
     """
     contents = Path(path).read_bytes()
-    if not any(trace in contents for trace in TRACES):
+    if not all(trace in contents for trace in TRACES):
         return None
     c2pa = _library()
     try:
