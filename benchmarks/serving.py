@@ -75,11 +75,11 @@ class ServerProcess:
         self._port = threading.Event()
         self.port = port
         threading.Thread(target=self._listen, daemon=True).start()
-        if not self._port.wait(STARTING) or self.process.poll() is not None:
-            raise SystemExit(f"the server does not start: {self.said[-1:]}")
+        self._port.wait(STARTING)
         self.client = openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0)
         while not self._is_ready():
             if self.process.poll() is not None or time.monotonic() - began > STARTING:
+                self.kill()
                 raise SystemExit(f"the server does not start: {self.said[-1:]}")
             time.sleep(0.05)
         self.seconds = time.monotonic() - began
@@ -111,7 +111,7 @@ class ServerProcess:
 
     def stop(self) -> int:
         self.process.terminate()
-        return self.process.wait(60)
+        return self.process.wait(STARTING)
 
 
 @contextmanager

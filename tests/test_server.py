@@ -37,7 +37,7 @@ from arimage.server.logs import logging_to_stderr  # noqa: E402
 from arimage.server.metrics import Metrics  # noqa: E402
 from arimage.server.run import is_loopback, listen  # noqa: E402
 from arimage.server.worker import Ended, Event, Finished, Job, Partial, Worker  # noqa: E402
-from tests.serving import KEY, Running, until  # noqa: E402
+from tests.server_thread import KEY, Running, until  # noqa: E402
 
 QUICK = {"steps": 2, "seed": 5}
 
@@ -149,7 +149,7 @@ def test_compression_is_of_the_format_that_is_asked_for(running: Running, kind: 
 def test_what_a_mask_protects_is_kept_bit_for_bit(running: Running, pipeline: ImagePipeline) -> None:
     picture, mask = photo(70, 50), mask_of(70, 50)
     answer = running.client.images.edit(
-        image=png(picture), mask=png(mask), prompt="a red sky", extra_body={**QUICK, "strength": 0.8}
+        image=png(picture), mask=png(mask), prompt="a red sky", size="70x50", extra_body={**QUICK, "strength": 0.8}
     )
     made = decoded(answer.data[0].b64_json)
     right = (35, 0, 70, 50)
@@ -157,6 +157,9 @@ def test_what_a_mask_protects_is_kept_bit_for_bit(running: Running, pipeline: Im
     assert not same(made, picture)
     alone = pipeline.edit(picture, "a red sky", mask=mask, strength=0.8, steps=2, seed=5)[0]
     assert same(made, alone.image)
+    with pytest.raises(openai.BadRequestError) as caught:
+        running.client.images.edit(image=png(picture), mask=png(mask), prompt="a red sky", size="96x64")
+    assert caught.value.param == "size"
     assert answer.usage.input_tokens_details.image_tokens > 0
 
 
@@ -558,6 +561,7 @@ def test_a_fault_is_told_without_its_insides_and_the_next_request_is_made(
         raise ValueError("of nobody's business")
 
     client = running.client
+    caplog.set_level("INFO", "arimage.server")
     with monkeypatch.context() as patch:
         patch.setattr(running.worker.pipeline.engine, "_diffuse", broken)
         with pytest.raises(openai.InternalServerError) as caught:
@@ -568,8 +572,10 @@ def test_a_fault_is_told_without_its_insides_and_the_next_request_is_made(
         assert "something went wrong here (ValueError)" in error.message
         assert "business" not in str(error.body)
     id_of = caught.value.response.headers["x-request-id"]
-    (record,) = (one for one in caplog.records if getattr(one, "fields", {}).get("request_id") == id_of)
-    assert record.exc_info
+    told = [record for record in caplog.records if getattr(record, "fields", {}).get("request_id") == id_of]
+    assert [record.getMessage() for record in told] == ["failed", "request"]
+    assert "nobody's business" in str(told[0].exc_info[1])
+    assert told[1].fields["error"] == "server_error"
     assert client.images.generate(prompt="a", size="64x64", extra_body=QUICK).data
 
 

@@ -163,16 +163,20 @@ class Endpoints:
         if upload.mask is not None:
             left = most - sum(picture.size[0] * picture.size[1] for picture in pictures)
             mask = open_uploads([upload.mask], "mask", left, deep=True)[0]
-        if outpaint is not None:
-            left_margin, top, right, bottom = outpaint
-            if (width + left_margin + right) * (height + top + bottom) > most:
+        arguments = body.arguments
+        if protecting:
+            left_margin, top, right, bottom = outpaint or (0, 0, 0, 0)
+            width, height = width + left_margin + right, height + top + bottom
+            if width * height > most:
                 raise invalid("outpaint", f"the outpainted picture would have more than {most} pixels")
+            if arguments["size"] == f"{width}x{height}":  # the only one that what is protected can have
+                arguments["size"] = None
         call = self.pipeline.prepare_edit(
             pictures,
             getattr(body, "prompt", ""),
             mask=mask,
             outpaint=None if outpaint is None else tuple(outpaint),
-            **body.arguments,
+            **arguments,
             **body.options,
         )
         if body.background == "transparent" and (call.canvas is None or call.canvas.alpha is None):
@@ -229,6 +233,7 @@ def create_app(worker: Worker, config: ServerConfig) -> FastAPI:
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:
+        request.state.log["error"] = error.code
         return error_response(error, worker.metrics)
 
     @app.exception_handler(ClientDisconnect)  # while its request is read

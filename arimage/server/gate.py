@@ -108,6 +108,7 @@ class Gate:
 
     async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request of which nothing is read; its sender listens when all of it is sent."""
+        scope["state"]["log"]["error"] = error.code
         await _swallow(receive, SWALLOWED * self.config.max_body)
         await error_response(error, self.metrics)(scope, receive, send)
 

@@ -104,11 +104,13 @@ class EventStream(Response):
         self.status_code, self.background = 200, None
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._finished, self._previews = 0, Counter[int]()
+        self._log: dict[str, Any] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def write(part: bytes, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": part, "more_body": more})
 
+        self._log = scope["state"]["log"]
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         ended = False
         try:
@@ -118,7 +120,7 @@ class EventStream(Response):
                     await write(part)
             await write(b"", more=False)
         except ClientGone:
-            LOG.info("gone", extra={"fields": {"request_id": self.job.id}})
+            self._log["error"] = "cancelled"
         except Exception as error:
             LOG.exception("failed", extra={"fields": {"request_id": self.job.id}})
             await write(self._error(fault(error)), more=False)
@@ -143,6 +145,7 @@ class EventStream(Response):
 
     def _error(self, error: ApiError) -> bytes:
         self.worker.metrics.errors.labels(error.code).inc()
+        self._log["error"] = error.code
         return server_sent("error", error.body)
 
 
