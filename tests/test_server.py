@@ -37,7 +37,7 @@ from arimage.server.logs import logging_to_stderr  # noqa: E402
 from arimage.server.metrics import Metrics  # noqa: E402
 from arimage.server.run import is_loopback, listen  # noqa: E402
 from arimage.server.worker import Ended, Event, Finished, Job, Partial, Worker  # noqa: E402
-from tests.serving import KEY, Running, until  # noqa: E402
+from tests.server_thread import KEY, Running, until  # noqa: E402
 
 QUICK = {"steps": 2, "seed": 5}
 

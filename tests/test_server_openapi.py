@@ -15,7 +15,7 @@ schemathesis = pytest.importorskip("schemathesis")
 import requests  # noqa: E402
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 
-from tests.serving import Running  # noqa: E402
+from tests.server_thread import Running  # noqa: E402
 
 EXAMPLES = 8  # of each kind of body of each operation
 
