@@ -5,6 +5,7 @@ are marked as made by a model in XMP, with IPTC's digital source type.
 """
 
 import os
+from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
@@ -20,8 +21,12 @@ CREATOR = 'xmp:CreatorTool="arimage"'
 EDITED, GENERATED = "compositeWithTrainedAlgorithmicMedia", "trainedAlgorithmicMedia"
 
 
-def read_recipe(path: str | os.PathLike[str]) -> Recipe | None:
+def read_recipe(path: str | os.PathLike[str] | BinaryIO, called: str = "") -> Recipe | None:
     """The recipe that a picture carries, or None when it has none.
+
+    Args:
+        path: a file, or an open one.
+        called: what messages call an open one.
 
     Raises:
         ArimageError: the file is no picture, or its recipe is damaged.
@@ -40,8 +45,8 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe | None:
         raise ArimageError(f"{path} does not exist") from None
     except DECODING_ERRORS as error:
         reason = getattr(error, "strerror", None) or shown(error)
-        raise ArimageError(f"{shown(path)} is not a readable picture: {reason}") from None
-    return None if text is None else Recipe.from_json(text, str(path))
+        raise ArimageError(f"{called or shown(path)} is not a readable picture: {reason}") from None
+    return None if text is None else Recipe.from_json(text, called or str(path))
 
 
 def is_edited(path: str | os.PathLike[str]) -> bool:
