@@ -99,7 +99,13 @@ class Endpoints:
         return (self.pipeline.checkpoint.name, *self.config.aliases)
 
     def _model(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": self.created, "owned_by": "arimage", "abilities": self._abilities}
+        return {
+            "id": name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "arimage",
+            "abilities": self._abilities,
+        }
 
     def _check_model(self, name: str | None, status: int = 400) -> None:
         if name is not None and name not in self._names:

@@ -3,8 +3,10 @@
 import { make } from "./api.js";
 import { addressOf, blobOf, thumbOf } from "./files.js";
 import * as history from "./history.js";
+import { t } from "./i18n.js";
 import { commonFields } from "./recipes.js";
 import { choose, set, state } from "./state.js";
+import { toast, toastError } from "./views/toasts.js";
 
 const SEEDS = 2 ** 32;
 
@@ -88,6 +90,11 @@ async function start(kind, fields, files, ground) {
     run.seconds = (performance.now() - run.began) / 1000;
   }
   if (state.run !== run) return;
+  if (run.status === "done" && state.view !== "run") {
+    toast(t("toast.finished"), { text: t("toast.show"), act: () => set({ view: "run" }) });
+  } else if (run.status === "failed" && state.view !== "run") {
+    toastError(run.error);
+  }
   const only = run.cells.length === 1 ? run.cells[0].item : null;
   set(only && state.view === "run" ? { run, picture: only, view: "picture" } : { run });
 }

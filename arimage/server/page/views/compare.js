@@ -7,8 +7,8 @@ import { placed } from "../pictures.js";
 
 /** `item.before` under `item.file`, of which the part to the right of the slider is shown. */
 export function compared(item, alt) {
-  const before = h("img", { class: "before", alt: "", draggable: "false" });
-  const after = h("img", { class: "after", src: addressOf(item.file), alt, draggable: "false" });
+  const before = h("img", { alt: "", draggable: "false" });
+  const after = h("img", { class: "over", src: addressOf(item.file), alt, draggable: "false" });
   const slider = h("input", { type: "range", min: 0, max: 100, value: 50, class: "visually-hidden", "aria-label": t("compare.slider") });
   const tags = ["before", "after"].map((side) => h("span", { class: `tag ${side}`, text: t(`compare.${side}`), "aria-hidden": "true" }));
   const frame = h("div", { class: "compare" }, before, after, h("i", { class: "divide" }), ...tags, slider);

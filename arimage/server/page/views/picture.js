@@ -8,6 +8,7 @@ import { restore, useAsInput } from "../pictures.js";
 import { vary } from "../run.js";
 import { set, state } from "../state.js";
 import { compared } from "./compare.js";
+import { isRunning } from "./run.js";
 
 let details = false;
 let comparing = true;
@@ -49,10 +50,12 @@ const nameOf = (item) => `arimage-${item.recipe.seed}`;
 
 function headOf(item) {
   const head = h("header", { class: "picture-head" });
-  if (state.mode === "edit" && state.input) {
-    head.append(button("back", t("picture.mask"), () => set({ view: "editor" }), { class: "button plain", id: "back-to-mask" }));
+  const back = (key, view, id) => head.append(button("back", t(key), () => set({ view }), { class: "button plain", id }));
+  if (isRunning(state.run)) back("picture.under_way", "run");
+  else if (state.mode === "edit" && state.input) {
+    back("picture.mask", "editor", "back-to-mask");
   } else if (state.run && state.run.cells.length > 1 && state.run.cells.some((cell) => cell.item === item)) {
-    head.append(button("back", t("picture.back"), () => set({ view: "run" }), { class: "button plain" }));
+    back("picture.back", "run");
   }
   head.append(h("p", { class: "caption", text: item.prompt || t("picture.variation"), title: item.prompt }));
   return head;
@@ -68,12 +71,13 @@ function aboutOf(item) {
     steps: recipe.settings.steps,
     guidance: recipe.settings.guidance,
     model: recipe.model,
-    time: `${new Date(item.time).toLocaleString(document.documentElement.lang)} · ${t("run.seconds", { seconds: item.seconds.toFixed(1) })}`,
+    time: new Date(item.time).toLocaleString(document.documentElement.lang, { dateStyle: "medium", timeStyle: "short" }),
+    took: t("run.seconds", { seconds: item.seconds.toFixed(1) }),
     ...(item.notices.length ? { notices: item.notices.join(" ") } : {}),
   };
   const list = Object.entries(rows).map(([name, value]) => [h("dt", { text: t(`details.${name}`) }), h("dd", { text: value })]);
   const reuse = button("restore", t("picture.reuse"), () => restore(recipe), { id: "reuse" });
-  const remove = button("trash", t("picture.remove"), () => removeItem(item), { class: "button danger" });
+  const remove = button("trash", t("picture.remove"), () => removeItem(item), { quiet: true, class: "button square danger", id: "remove" });
   return h("aside", { class: "about", "aria-label": t("picture.details") }, h("dl", {}, ...list), h("div", { class: "about-tools" }, reuse, remove));
 }
 

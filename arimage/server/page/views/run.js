@@ -51,9 +51,8 @@ class Head {
   }
 
   show(run) {
-    const seconds = run.seconds.toFixed(1);
-    this.status.textContent = t(`run.${run.status}`, { seconds });
-    this.seconds.textContent = run.status === "done" ? "" : t("run.seconds", { seconds });
+    this.status.textContent = t(`run.${run.status}`);
+    this.seconds.textContent = t("run.seconds", { seconds: run.seconds.toFixed(1) });
     this.element.dataset.status = run.status;
     for (const { name, bar, value, track } of this.halves) {
       const [done, total] = run[name];
@@ -81,6 +80,7 @@ class Cell {
     const cell = run.cells[number];
     if (cell.item && !this.done) {
       this.done = true;
+      element.classList.remove("busy", "ended");
       element.replaceChildren(h("img", { src: addressOf(cell.item.file), alt: t("picture.alt", { prompt: cell.item.prompt }) }));
       element.disabled = false;
       element.setAttribute("aria-label", t("cell.open", { number: number + 1 }));
@@ -113,7 +113,7 @@ class Mosaic {
   show(share) {
     const { width, height } = this.canvas;
     const context = this.canvas.getContext("2d");
-    context.fillStyle = getComputedStyle(document.body).getPropertyValue("--mosaic") || "#888";
+    context.fillStyle = getComputedStyle(this.canvas).color;
     for (const end = Math.round(share * width * height); this.drawn < end; this.drawn += 1) {
       const noise = Math.sin((this.drawn + 1) * 12.9898 + this.number * 78.233) * 43758.5453;
       context.globalAlpha = 0.12 + 0.5 * (noise - Math.floor(noise));
@@ -133,5 +133,5 @@ function explain(run, trouble) {
 /** What is read out: stages, not every number. */
 export function spoken() {
   const { run } = state;
-  return run ? t(`run.${run.status}`, { seconds: run.seconds.toFixed(0) }) : "";
+  return run ? t(`run.${run.status}`) : "";
 }

@@ -38,6 +38,7 @@ export function showSettings(onGo) {
   watch(["mode"], showMode);
   watch(["input", "language"], showInput);
   watch(["references", "language"], showReferences);
+  watch(["run"], showBlame);
   watch(["run", "settings", "model", "ready", "mode", "input", "language"], showButtons);
 }
 
@@ -71,7 +72,7 @@ function settle({ name, value }) {
 }
 
 function count(n) {
-  choose({ n: Math.min(Math.max(Math.round(n) || 1, 1), state.model?.abilities.max_n ?? 1) });
+  choose({ n: Math.min(Math.max(Math.round(n) || 1, 1), state.model?.abilities.max_n ?? 10) });
 }
 
 function viewOf(mode) {
@@ -85,7 +86,7 @@ function sync() {
   for (const name of [...TEXTS, "n", "seed", "strength", "width", "height"]) {
     const element = $(`#${name}`);
     if (element.value !== String(settings[name] ?? "") && document.activeElement !== element) element.value = settings[name] ?? "";
-    else if (name === "seed") element.value = settings.seed;
+    else if (name === "seed") element.value = settings.seed; // letters that are typed go at once
   }
   for (const name of ["shape", "tier"]) {
     for (const input of document.getElementsByName(name)) input.checked = input.value === settings[name];
@@ -139,6 +140,17 @@ function showReferences() {
   });
   const more = button("plus", t("references.add"), async () => (await pick(true)).forEach(addReference), { quiet: true, class: "button square dashed" });
   $("#references").replaceChildren(...shown, more);
+}
+
+/** Mark the field that an error names. */
+function showBlame() {
+  const param = state.run?.error?.param ?? "";
+  for (const element of $("#panel").elements) {
+    const blamed = param !== "" && element.name === param;
+    if (blamed) element.setAttribute("aria-invalid", "true");
+    else element.removeAttribute("aria-invalid");
+    if (blamed && element.closest("details")) element.closest("details").open = true;
+  }
 }
 
 function showButtons() {

@@ -7,7 +7,7 @@ import { useAsInput } from "../pictures.js";
 import { choose, state, watch } from "../state.js";
 import { currentEditor } from "./editor.js";
 import { pictureView } from "./picture.js";
-import { runView, spoken } from "./run.js";
+import { isRunning, runView, spoken } from "./run.js";
 
 const EXAMPLES = [1, 2, 3, 4];
 let shown = { key: [], update: () => {} };
@@ -33,7 +33,7 @@ function show() {
 function keyOf() {
   const { view, run, picture, input, mode, ready, server, language } = state;
   if (view === "run" && run) return ["run", run, language];
-  if (view === "picture" && picture) return ["picture", picture, mode, input, language];
+  if (view === "picture" && picture) return ["picture", picture, mode, input, isRunning(run), language];
   if (view === "editor" && input) return ["editor", input];
   return ["empty", mode, ready, server, language];
 }
@@ -74,9 +74,11 @@ function emptyCreate() {
     h("p", { text: t("empty.text") }),
     h("p", { class: "label", text: t("empty.try") }),
     h("ul", { class: "chips" }, ...examples),
-    state.model?.abilities.notice ? h("p", { class: "hint notice", text: state.model.abilities.notice }) : null,
+    state.model?.abilities.notice ? h("p", { class: "hint notice", text: sentence(state.model.abilities.notice) }) : null,
   );
 }
+
+const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
 
 function emptyEdit() {
   const choosing = async () => {
