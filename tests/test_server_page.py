@@ -5,7 +5,6 @@ import http.client
 import io
 import json
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,24 +19,17 @@ from tests.conftest import photo
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 pytest.importorskip("uvicorn")
+pytest.importorskip("openai")
 
-from arimage.server.config import ServerConfig  # noqa: E402
-from arimage.server.run import Server, listen  # noqa: E402
-from arimage.server.web import FOLDER  # noqa: E402
-
-KEY = "secret"
+from arimage.server.web import FOLDER
+from tests.server_thread import KEY, Running
 
 
 @pytest.fixture(scope="module")
 def port(pipeline: ImagePipeline) -> Iterator[int]:
-    server = Server(pipeline, ServerConfig(api_key=KEY, max_pixels=2**18, grace=5))
-    listening = listen("127.0.0.1", 0)
-    thread = threading.Thread(target=server.serve_on, args=(listening,))
-    thread.start()
-    yield listening.getsockname()[1]
-    server.stop()
-    thread.join(30)
-    assert not thread.is_alive()
+    server = Running(pipeline, api_key=KEY, max_pixels=2**18, grace=5)
+    yield server.port
+    server.close()
 
 
 def ask(port: int, method: str, path: str, body: Any = None, key: str = KEY) -> tuple[int, dict[str, str], bytes]:

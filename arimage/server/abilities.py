@@ -6,11 +6,12 @@ from arimage.checkpoints.domain import Domain
 from arimage.images.sizes import parse_size
 from arimage.inference.pipeline import ImagePipeline
 from arimage.options import OPTIONS, TIERS
+from arimage.server.config import ServerConfig
 from arimage.server.schemas import MAX_PICTURES, MOST
 from tokenizer.image_size import PIXELS_PER_TOKEN
 
 
-def abilities(pipeline: ImagePipeline, max_pixels: int) -> dict[str, Any]:
+def abilities(pipeline: ImagePipeline, config: ServerConfig) -> dict[str, Any]:
     """Sizes, limits and the settings of each tier, in JSON's types.
 
     ``size`` is (width, height) where none is asked for; sides are multiples of ``side_step`` up to ``max_side``.
@@ -22,9 +23,10 @@ def abilities(pipeline: ImagePipeline, max_pixels: int) -> dict[str, Any]:
         "size": [width, height],
         "side_step": PIXELS_PER_TOKEN,
         "max_side": limits.high,
-        "max_pixels": max_pixels,
+        "max_pixels": config.max_pixels,
         "max_n": MOST,
         "max_pictures": MAX_PICTURES,
         "tiers": {tier: {name: OPTIONS[name].at(tier) for name in ("steps", "guidance")} for tier in TIERS},
+        "rewrites": config.rewriter is not None,
         "notice": domain.notice if domain else "",
     }

@@ -46,7 +46,7 @@ class Endpoints:
         self.worker, self.config = worker, config
         self.pipeline = worker.pipeline
         self.created = int(time.time())
-        self._abilities = abilities(worker.pipeline, config.max_pixels)
+        self._abilities = abilities(worker.pipeline, config)
         self._opening = asyncio.Semaphore(1)  # pictures are decoded for one request at a time
 
     async def generations(self, request: Request) -> Response:

@@ -14,6 +14,7 @@ export function commonFields(settings) {
     partial_images: 3,
     progress: true,
   };
+  if (!settings.rewrite) fields.rewrite = false;
   if (settings.steps) fields.steps = Number(settings.steps);
   if (settings.guidance) fields.guidance = Number(settings.guidance);
   if (settings.negative_text.trim()) fields.negative_text = settings.negative_text;

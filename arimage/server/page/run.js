@@ -32,7 +32,7 @@ export async function edit(mask, margins) {
 
 /** Pictures like this one. */
 export function vary(item) {
-  const fields = withSeed();
+  const { rewrite, ...fields } = withSeed(); // there is no prompt
   if (state.settings.strength < 1) fields.strength = state.settings.strength;
   const { width, height } = item;
   return start("variations", fields, { images: [item.file] }, { width, height, before: item.file, offset: [0, 0] });
@@ -124,7 +124,7 @@ async function keep(run, event, file) {
   const item = {
     time: Date.now(),
     kind: run.kind,
-    prompt: event.recipe.prompt,
+    prompt: run.fields.prompt ?? "", // as it was asked for; the recipe has the one that was used
     recipe: { ...event.recipe, seed: String(event.recipe.seed) },
     notices: event.notices ?? [],
     seconds: (performance.now() - run.began) / 1000,

@@ -18,6 +18,7 @@ export const DEFAULTS = {
   strength: 1,
   feather: 8,
   format: "png",
+  rewrite: true,
 };
 
 export const state = {

@@ -64,6 +64,7 @@ function headOf(item) {
 function aboutOf(item) {
   const { recipe } = item;
   const rows = {
+    ...(item.prompt && item.prompt !== recipe.prompt ? { asked: item.prompt } : {}),
     prompt: recipe.prompt || "–",
     seed: recipe.seed,
     size: `${item.width} × ${item.height}`,

@@ -53,11 +53,12 @@ function buildShapes() {
 }
 
 /** A control has changed. */
-function take({ name, value }) {
+function take({ name, value, checked }) {
   if (TEXTS.includes(name) || name === "tier") choose({ [name]: value });
   else if (name === "shape") choose({ shape: value, ...sizeOf(value, state.model) });
   else if (name === "strength") choose({ strength: Number(value) });
   else if (name === "seed") choose({ seed: value.replace(/\D/g, ""), seedLocked: /\d/.test(value) });
+  else if (name === "rewrite") choose({ rewrite: checked });
   else if (name === "mode") set({ mode: value, view: viewOf(value) });
 }
 
@@ -103,6 +104,8 @@ function sync() {
   for (const name of ["width", "height"]) {
     Object.assign($(`#${name}`), { min: model.abilities.side_step, max: model.abilities.max_side, step: model.abilities.side_step });
   }
+  $("#rewrite").checked = settings.rewrite;
+  $("#rewrite-field").hidden = !model.abilities.rewrites;
   $("#n").max = model.abilities.max_n;
   $("#less").disabled = settings.n <= 1;
   $("#more").disabled = settings.n >= model.abilities.max_n;
