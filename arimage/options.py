@@ -254,6 +254,16 @@ class SamplingOptions(TypedDict, total=False):
             tasks=("edit",),
         ),
     ]
+    feather: Annotated[
+        int,
+        Option(
+            "Pixels over which the new fades in just inside the border of a mask; with a mask or outpaint",
+            default=8,
+            half="diffusion",
+            range=Range("[0, 256]"),
+            tasks=("edit",),
+        ),
+    ]
     temperature: Annotated[
         float,
         Option("Of visual tokens; 0 takes the most likely one", default=0.9, half="tokens", range=Range("[0, inf)")),

@@ -17,6 +17,7 @@ LONG = {
     "tests/test_plan.py::test_the_recipe": 100, "tests/test_golden_losses.py": 150, "tests/test_nano.py": 65,
     "tests/test_training_distributed.py": 60, "tests/test_benchmarks.py": 80, "tests/test_cli.py::test_a_killed": 25,
     "tests/test_training.py": 160, "tests/test_server_soak.py": 30, "tests/test_reinforcement.py": 60,
+    "tests/test_page.py": 40,
 }  # fmt: skip
 
 

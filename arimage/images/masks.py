@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-FEATHER_PIXELS = 8
+FEATHER = 8
 
 
 class EditMask:
@@ -37,21 +37,21 @@ class EditMask:
         inside = counts[bottom][:, right] - counts[top][:, right] - counts[bottom][:, left] + counts[top][:, left]
         return torch.from_numpy(inside == 0)
 
-    def composite(self, canvas: Image.Image, generated: Image.Image) -> Image.Image:
+    def composite(self, canvas: Image.Image, generated: Image.Image, feather: int = FEATHER) -> Image.Image:
         """The generated RGB picture where the canvas may change, the canvas itself elsewhere.
 
-        Just inside the border the new fades in over up to 8 pixels, fewer where the editable part is thinner.
+        Just inside the border the new fades in over up to ``feather`` pixels, fewer where the editable part is thinner.
         """
         old, new = np.asarray(canvas.convert("RGB")), np.asarray(generated)
-        weight = self._fade()[..., None]
+        weight = self._fade(feather)[..., None]
         blended = np.rint(old + (new.astype(np.float32) - old) * weight).astype(np.uint8)
         return Image.fromarray(np.where(self.editable[..., None], blended, old))
 
-    def _fade(self) -> np.ndarray:
+    def _fade(self, feather: int) -> np.ndarray:
         """How much of the new each pixel takes, 0 to 1: (H, W) fp32."""
         layers = [self.editable]
         shrinking = Image.fromarray(self.editable).convert("L")
-        for _ in range(FEATHER_PIXELS - 1):
+        for _ in range(feather - 1):
             shrinking = shrinking.filter(ImageFilter.MinFilter(3))
             layer = np.asarray(shrinking) > 0
             if not layer.any():

@@ -38,24 +38,32 @@ class Origin:
     parameters: Parameters | None = None
 
 
-def read_recipe(path: str | os.PathLike[str]) -> Recipe | None:
+def read_recipe(path: RawPicture, called: str = "") -> Recipe | None:
     """The recipe that a picture carries, or None when it has none.
+
+    Args:
+        path: a file, or an open one.
+        called: what messages call an open one.
 
     Raises:
         ArimageError: the file is no picture, or its recipe is damaged.
     """
-    return read_origin(path).recipe
+    return read_origin(path, called).recipe
 
 
-def read_origin(source: RawPicture) -> Origin:
+def read_origin(source: RawPicture, called: str = "") -> Origin:
     """What a picture, anything that stands for one, says about how it was made.
+
+    Args:
+        source: what stands for a picture.
+        called: what messages call it; by default a file's name.
 
     Raises:
         UsageError: it is nothing that stands for a picture.
         ArimageError: it is no picture, or its recipe is damaged.
     """
     opened = taken(source, "the picture")
-    name = "the picture" if isinstance(opened, (Image.Image, io.BytesIO)) else shown(opened)
+    name = called or ("the picture" if isinstance(opened, (Image.Image, io.BytesIO)) else shown(opened))
     try:
         if isinstance(opened, Image.Image):
             return _origin(opened, name)

@@ -350,7 +350,8 @@ class Engine:
                     image = as_picture(autoencoder.decode(latent[None])[0])
                 if request.mask is not None and request.canvas is not None:
                     canvas = request.canvas.convert("RGB")
-                    image = request.mask.composite(canvas, resized(image, canvas.size[::-1]))
+                    decoded = resized(image, canvas.size[::-1])
+                    image = request.mask.composite(canvas, decoded, work.settings.feather)
                 if request.output_size is not None:
                     image = resized(image, request.output_size)
                 finish(EngineImage(image, codes[i][-1], codes[i][0] if len(codes[i]) > 1 else None))

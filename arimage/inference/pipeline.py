@@ -15,6 +15,7 @@ from arimage.checkpoints.quantization import Quantization
 from arimage.errors import UsageError
 from arimage.images.canvas import Canvas, Margins, make_canvas
 from arimage.images.inputs import several
+from arimage.images.masks import FEATHER
 from arimage.images.opening import Picture
 from arimage.images.provenance import described_by
 from arimage.images.recipe import AdapterSource, Recipe, Variation
@@ -340,6 +341,8 @@ class ImagePipeline:
             working = output = parse_size(size, self.engine.limits)
         shared = tuple(picture.flattened() for picture in opened)
         chosen = settings_from(options, self.checkpoint.sampling)
+        if canvas.mask is None and chosen[2].feather != FEATHER:
+            raise UsageError("feather needs a mask or outpaint, whose border it softens")
         needs_canvas = canvas.mask is not None or chosen[2].decoder.strength < 1
         asked = numbered([prompt], images_per_prompt, seed)
         revised, notices = _rewritten([prompt], "edit", options)

@@ -7,6 +7,7 @@ from typing import Any
 
 from arimage.autoregressive.sampling import TokenSampling
 from arimage.errors import UsageError, nearest
+from arimage.images.masks import FEATHER
 from arimage.inference.requests import Preview, Progress
 from arimage.inference.results import GeneratedImage
 from arimage.inference.rewriting import Rewriter
@@ -28,12 +29,14 @@ class Settings:
         preview_grid: generate the preview grid before the target, as the format has it; pictures with references
             have none either way. Without it a model works as well as it was trained to
             (``AutoregressiveTraining.preview``).
+        feather: pixels over which an edit fades in inside the border of its mask.
     """
 
     decoder: DecoderSettings = field(default_factory=DecoderSettings)
     tokens: TokenSampling = field(default_factory=TokenSampling)
     negative_text: str = ""
     preview_grid: bool = True
+    feather: int = FEATHER
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Settings":

@@ -13,6 +13,7 @@ from PIL import Image
 from arimage.errors import ArimageError
 from arimage.files import write_whole
 from arimage.images.writing import QUALITY, encode_picture, format_named, lossy_notice
+from arimage.inference.requests import Progress
 from arimage.inference.results import GeneratedImage
 from arimage.inference.rewriting import Rewritten
 from arimage.server.logs import LOG
@@ -99,6 +100,15 @@ class Answer:
             "b64_json": base64.b64encode(encoded).decode(),
             "created_at": int(time.time()),
             **self._about(),
+        }
+
+    def progress(self, progress: Progress) -> dict[str, Any]:
+        """The event that tells how far the pictures of a request, all together, are."""
+        return {
+            "type": f"{self.kind}.progress",
+            "stage": progress.stage,
+            "done": progress.done,
+            "total": progress.total,
         }
 
     def completed(self, datum: dict[str, Any], image: GeneratedImage, picture: int) -> dict[str, Any]:

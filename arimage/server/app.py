@@ -19,14 +19,16 @@ from arimage.errors import ArimageError
 from arimage.inference.calls import Call
 from arimage.inference.rewriting import Rewritten
 from arimage.options import Task
+from arimage.server.abilities import abilities
 from arimage.server.answers import Answer
 from arimage.server.config import ServerConfig
 from arimage.server.errors import ApiError, from_library, invalid
 from arimage.server.gate import Gate, error_response
-from arimage.server.openapi import describe
+from arimage.server.openapi import describe, describe_recipe
 from arimage.server.schemas import EditBody, GenerationBody, ImageBody, VariationBody, read_body
 from arimage.server.streaming import ClientGone, Events, EventStream, answer_whole
-from arimage.server.uploads import Upload, open_uploads, read_upload
+from arimage.server.uploads import Upload, open_uploads, read_upload, recipe_of
+from arimage.server.web import page_routes
 from arimage.server.worker import Job, Worker
 from tokenizer.image_size import PIXELS_PER_TOKEN, reference_size
 
@@ -44,6 +46,7 @@ class Endpoints:
         self.worker, self.config = worker, config
         self.pipeline = worker.pipeline
         self.created = int(time.time())
+        self._abilities = abilities(worker.pipeline, config)
         self._opening = asyncio.Semaphore(1)  # pictures are decoded for one request at a time
 
     async def generations(self, request: Request) -> Response:
@@ -64,6 +67,15 @@ class Endpoints:
         if upload.mask is not None or len(upload.images) > 1:
             raise invalid("mask" if upload.mask else "image", "a variation is of one picture, without a mask")
         return await self._pictures(request, body, upload)
+
+    async def recipe(self, request: Request) -> dict[str, Any]:
+        """The recipe that a picture carries."""
+        upload = await read_upload(request)
+        if len(upload.images) != 1:
+            raise invalid("image", "give one picture as image", "missing_required_parameter")
+        async with self._opening:
+            found = await run_in_threadpool(recipe_of, upload.images[0], self.config.max_pixels)
+        return {"recipe": None if found is None else found.model_dump(mode="json")}
 
     async def models(self) -> dict[str, Any]:
         return {"object": "list", "data": [self._model(name) for name in self._names]}
@@ -87,7 +99,13 @@ class Endpoints:
         return (self.pipeline.checkpoint.name, *self.config.aliases)
 
     def _model(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": self.created, "owned_by": "arimage"}
+        return {
+            "id": name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "arimage",
+            "abilities": self._abilities,
+        }
 
     def _check_model(self, name: str | None, status: int = 400) -> None:
         if name is not None and name not in self._names:
@@ -119,7 +137,7 @@ class Endpoints:
             log["saved"] = answer.name
         log["pictures"] = len(call.requests)
         events = Events()
-        job = Job(request.state.request_id, call, events.emit, body.partials)
+        job = Job(request.state.request_id, call, events.emit, body.partials, body.progress or False)
         self.worker.submit(job)
         if body.stream:
             return EventStream(self.worker, job, events, answer, self.config.heartbeat)
@@ -222,14 +240,15 @@ def create_app(worker: Worker, config: ServerConfig) -> FastAPI:
             f"/v1/images/{name}",
             endpoint,
             methods=["POST"],
-            response_model=None,
             **describe(body, name != "generations"),
         )
+    app.add_api_route("/v1/images/recipe", endpoints.recipe, methods=["POST"], **describe_recipe())
     app.add_api_route("/v1/models", endpoints.models)
     app.add_api_route("/v1/models/{name:path}", endpoints.model)
     app.add_api_route("/health/live", endpoints.live)
     app.add_api_route("/health/ready", endpoints.ready, response_model=None)
     app.add_api_route("/metrics", endpoints.metrics, response_model=None)
+    app.router.routes.extend(page_routes())
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:

@@ -16,6 +16,7 @@ from arimage.server.config import ServerConfig
 from arimage.server.errors import ApiError, fault, too_large
 from arimage.server.logs import LOG
 from arimage.server.metrics import Metrics
+from arimage.server.web import is_page
 
 OPEN_PATHS = ("/health/live", "/health/ready")
 NO_ANSWER = 499
@@ -64,7 +65,8 @@ class Gate:
 
     async def _pass(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         most = self.config.max_body
-        if scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS" and not self._has_key(headers):
+        is_open = scope["path"] in OPEN_PATHS or is_page(scope["path"]) or scope["method"] == "OPTIONS"
+        if not is_open and not self._has_key(headers):
             message = "the API key is missing or wrong: send 'Authorization: Bearer KEY'"
             await self._refuse(ApiError(401, "invalid_api_key", message), scope, receive, send)
             return

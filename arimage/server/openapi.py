@@ -79,11 +79,34 @@ def describe(body: type[ImageBody], takes_pictures: bool) -> dict[str, Any]:
         "application/json": {"schema": IMAGES},
         "text/event-stream": {"schema": {"type": "string"}},
     }
+    return _described(content, "Pictures", answers)
+
+
+def describe_recipe() -> dict[str, Any]:
+    """The same for the endpoint that reads a picture's recipe."""
+    file = {"type": "string", "format": "binary"}
+    content = {
+        "multipart/form-data": {"schema": {"type": "object", "required": ["image"], "properties": {"image": file}}},
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["images"],
+                "properties": {"images": {"type": "array", "items": IMAGE_URL, "minItems": 1, "maxItems": 1}},
+            }
+        },
+    }
+    recipe = {"anyOf": [{"type": "object"}, {"type": "null"}]}
+    answer = {"type": "object", "required": ["recipe"], "properties": {"recipe": recipe}}
+    return _described(content, "The recipe, or null", {"application/json": {"schema": answer}})
+
+
+def _described(content: dict[str, Any], description: str, answers: dict[str, Any]) -> dict[str, Any]:
     errors = {
         status: {"description": text, "content": {"application/json": {"schema": ERROR}}}
         for status, text in STATUSES.items()
     }
     return {
         "openapi_extra": {"requestBody": {"required": True, "content": content}},
-        "responses": {200: {"description": "Pictures", "content": answers}, **errors},
+        "responses": {200: {"description": description, "content": answers}, **errors},
+        "response_model": None,
     }

@@ -65,6 +65,7 @@ class ImageBody(BaseModel):
     steps: int | None = Field(None, ge=1)
     guidance: float | None = Field(None, ge=1)
     negative_text: str | None = Field(None, max_length=MAX_PROMPT)
+    progress: bool | None = Field(None, description="Stream events of progress, too.")
 
     @property
     def format(self) -> Format:
@@ -89,6 +90,7 @@ class ImageBody(BaseModel):
             "guidance": self.guidance,
             "negative_text": self.negative_text,
             "strength": getattr(self, "strength", None),
+            "feather": getattr(self, "feather", None),
         }
         return Options(**{name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]
 
@@ -96,6 +98,8 @@ class ImageBody(BaseModel):
         """Refuse fields that do not go together."""
         if self.partials and not self.stream:
             raise invalid("partial_images", "partial_images needs stream=true")
+        if self.progress and not self.stream:
+            raise invalid("progress", "progress needs stream=true")
         if self.tier is not None and self.quality not in (None, "auto"):
             raise invalid("tier", "tier and quality say the same thing: leave one of them out")
         if self.background == "transparent" and self.format == "jpeg":
@@ -122,6 +126,7 @@ class EditBody(ImageBody):
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT)
     rewrite: bool | None = Field(None, description="Whether the prompt is rewritten, where the server can.")
     strength: float | None = Field(None, gt=0, le=1)
+    feather: int | None = Field(None, ge=0, le=256)
     outpaint: Annotated[list[int], BeforeValidator(_numbers)] | None = Field(None, min_length=4, max_length=4)
 
 

@@ -15,7 +15,7 @@ from arimage.inference.results import GeneratedImage
 from arimage.server.answers import Answer
 from arimage.server.errors import ApiError, fault
 from arimage.server.logs import LOG
-from arimage.server.worker import Ended, Event, Finished, Job, Partial, Worker
+from arimage.server.worker import Advanced, Ended, Event, Finished, Job, Partial, Worker
 
 HEARTBEAT = b": still at it\n\n"
 
@@ -135,6 +135,9 @@ class EventStream(Response):
             if index >= self.job.partials:
                 return b""
             told = await run_in_threadpool(self.answer.partial, event.image, index, event.picture)
+            return server_sent(told["type"], told)
+        if isinstance(event, Advanced):
+            told = self.answer.progress(event.progress)
             return server_sent(told["type"], told)
         if isinstance(event, Finished):
             number, self._finished = self._finished, self._finished + 1

@@ -34,6 +34,13 @@ class Partial:
 
 
 @dataclass(frozen=True)
+class Advanced:
+    """How far a request is."""
+
+    progress: Progress
+
+
+@dataclass(frozen=True)
 class Finished:
     """A picture is finished; they come in order."""
 
@@ -47,7 +54,7 @@ class Ended:
     error: ApiError | None = None
 
 
-Event = Partial | Finished | Ended
+Event = Partial | Advanced | Finished | Ended
 
 
 @dataclass(eq=False)
@@ -58,6 +65,7 @@ class Job:
         call: what to make.
         emit: is given events, in the worker's thread.
         partials: previews wanted of each picture.
+        progress: whether events of progress are wanted.
         cancel: ends it within a step.
         refusal: what it is told if it is ended by the server.
         started, submitted: seconds of the monotonic clock.
@@ -67,10 +75,16 @@ class Job:
     call: Call
     emit: Callable[[Event], None]
     partials: int = 0
+    progress: bool = False
     cancel: threading.Event = field(default_factory=threading.Event)
     refusal: ApiError | None = None
     submitted: float = field(default_factory=time.monotonic)
     started: float = 0.0
+
+    def advance(self, progress: Progress) -> None:
+        """Tell how far it is, where that is wanted."""
+        if self.progress:
+            self.emit(Advanced(progress))
 
     @property
     def estimates(self) -> int:
@@ -231,6 +245,8 @@ class Worker:
 
         def on_progress(progress: Progress) -> None:
             clock(progress)
+            for job in batch:
+                job.advance(progress)
             if all(job.cancel.is_set() for job in batch):
                 raise Cancelled("nobody waits for these tokens any more")
 
@@ -250,6 +266,10 @@ class Worker:
             clock.finished(image)
             job.emit(Finished(image))
 
+        def on_progress(progress: Progress) -> None:
+            clock(progress)
+            job.advance(progress)
+
         def on_preview(preview: Preview) -> None:
             job.emit(Partial(preview.picture, preview.image))
 
@@ -257,7 +277,7 @@ class Worker:
             self.pipeline.run(
                 call,
                 estimates=job.estimates,
-                on_progress=clock,
+                on_progress=on_progress,
                 on_preview=on_preview if job.partials else None,
                 on_image=on_image,
                 cancel=job.cancel,
