@@ -163,12 +163,15 @@ def build_prompt(
     """
     sequence = _Sequence()
     sequence.text(vocabulary.prefix)
+    if vocabulary.text_first:
+        sequence.text(vocabulary.encode(text))
     for codes in references:
         _check_codes(codes, vocabulary.codebook_size)
         sequence.text([vocabulary.image_start])
         sequence.image(Grid(*codes.shape), codes)
         sequence.text([vocabulary.image_end])
-    sequence.text(vocabulary.encode(text))
+    if not vocabulary.text_first:
+        sequence.text(vocabulary.encode(text))
     with_preview = preview_codes is not None or (not references if preview is None else preview)
     grids = (preview_grid(target), target) if with_preview else (target,)
     for grid in reversed(grids):

@@ -21,6 +21,7 @@ class Vocabulary:
         pad: a token that is never attended.
         encode: text to ids, with no way to spell a control token.
         prefix: ids that the checkpoint's tokenizer puts in front of every sequence (usually none).
+        text_first: the prompt's text stands before the references, as the checkpoint's chat template has it.
     """
 
     codebook_size: int
@@ -31,3 +32,4 @@ class Vocabulary:
     pad: int
     encode: Callable[[str], list[int]]
     prefix: tuple[int, ...] = ()
+    text_first: bool = False

@@ -127,6 +127,7 @@ class Checkpoint:
             pad=text.pad,
             encode=text.encode,
             prefix=text.prefix_ids,
+            text_first=self.config.processor.text_first,
         )
 
     def semantic_tokenizer(self, device: torch.device, dtype: torch.dtype) -> SemanticTokenizer:

@@ -78,12 +78,21 @@ class GlyphEncoderConfig(BaseModel):
 
 
 class ProcessorConfig(BaseModel):
-    """Sizes at which reference pictures are seen, in pixels (short side at least, long side at most)."""
+    """How pictures and texts become a prompt.
+
+    Attributes:
+        min_side, max_side: sizes at which reference pictures are seen, in pixels (short side at least, long side at
+            most).
+        text_first: the chat template puts a prompt's text before its pictures, whatever order they are given in. Then a
+            reference lies at the same distance from the target in every prompt, so that its codes can be found by
+            their position; after a text of any length a small model hardly learns to.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_side: int = Field(512, ge=32)
     max_side: int = Field(2048, ge=32)
+    text_first: bool = False
 
     @property
     def limits(self) -> SizeLimits:

@@ -11,6 +11,9 @@ from arimage.checkpoints.text_tokenizer import TextTokenizer, text_tokenizer
 from arimage.errors import CheckpointError
 from backends.private import glm_image_processor_class
 
+IMAGE = "<|image|>"
+PROBE = "text of a prompt"
+
 
 def read_processor(folder: Path) -> ProcessorConfig:
     """Sizes of references, as the image processor's settings say them.
@@ -31,7 +34,9 @@ def read_processor(folder: Path) -> ProcessorConfig:
         require(path, "", data, patch_size=16, merge_size=1, temporal_patch_size=1)
         mean_and_std = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         require(path, "", data, **mean_and_std)
-        return ProcessorConfig(min_side=round(low**0.5), max_side=round(high**0.5))
+        return ProcessorConfig(
+            min_side=round(low**0.5), max_side=round(high**0.5), text_first=_puts_text_first(_chat_template(folder))
+        )
     raise CheckpointError(f"{folder} says nothing of picture sizes (size.shortest_edge and size.longest_edge)")
 
 
@@ -64,15 +69,55 @@ def write_processor(folder: Path, config: ModelConfig, tokenizer: Mapping[str, A
         image_std=[0.5] * 3,
         size={"shortest_edge": config.processor.min_side**2, "longest_edge": config.processor.max_side**2},
     )
-    template = (
-        "{%- for message in messages -%}"
-        "{%- if message['content'] is string -%}{{ message['content'] }}"
-        "{%- else -%}{%- for item in message['content'] -%}"
-        "{%- if item['type'] == 'image' -%}" + start + "<|image|>" + end + "{%- elif item['type'] == 'text' -%}"
-        "{{ item['text'] }}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endfor -%}"
-    )
+    template = chat_template(start, end, config.processor.text_first)
     GlmImageProcessor(images, text, chat_template=template).save_pretrained(folder / "processor")
     ByT5Tokenizer().save_pretrained(folder / "tokenizer")
+
+
+def chat_template(start: str, end: str, text_first: bool) -> str:
+    """A Jinja template that writes a message's pictures and texts in their order, or all its texts first.
+
+    Args:
+        start, end: the tokens around a picture.
+    """
+    images, texts = _of_kind("image", f"{start}{IMAGE}{end}"), _of_kind("text", "{{ item['text'] }}")
+    rounds = (texts, images) if text_first else (images + texts,)
+    return (
+        "{%- for message in messages -%}{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
+        + "".join("{%- for item in message['content'] -%}" + shown + "{%- endfor -%}" for shown in rounds)
+        + "{%- endif -%}{%- endfor -%}"
+    )
+
+
+def _of_kind(kind: str, shown: str) -> str:
+    return "{%- if item['type'] == '" + kind + "' -%}" + shown + "{%- endif -%}"
+
+
+def _chat_template(folder: Path) -> str:
+    """The template of a ``processor`` folder, empty where it has none."""
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    for name in ("processor_config.json", "tokenizer_config.json"):
+        template = read_json(folder / name).get("chat_template") if (folder / name).exists() else None
+        if isinstance(template, str):
+            return template
+    return ""
+
+
+def _puts_text_first(template: str) -> bool:
+    """Whether a chat template writes a text before the picture that is given before it."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    content = [{"type": "image"}, {"type": "text", "text": PROBE}]
+    try:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        written = environment.from_string(template).render(messages=[{"role": "user", "content": content}])
+    except (TemplateError, TypeError, ValueError):  # one that needs more than this, as no known checkpoint's does
+        return False
+    before, found, after = written.partition(PROBE)
+    return bool(found) and IMAGE in after and IMAGE not in before
 
 
 def read_text_tokenizer(folder: Path, config: ModelConfig) -> TextTokenizer:

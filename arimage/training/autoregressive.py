@@ -28,8 +28,10 @@ from arimage.autoregressive.vocabulary import Vocabulary
 from arimage.checkpoints.components import Component
 from arimage.checkpoints.model_config import ModelConfig
 from arimage.data.records import EncodedRecord
+from arimage.errors import UsageError
 from arimage.training.codes import code_vectors, encode_views, preview_view, reference_view
 from arimage.training.config import TrainConfig
+from arimage.training.copy_heads import initialize_copy_heads
 from arimage.training.examples import Example
 from arimage.training.objective import Losses, Objective, generator
 from tokenizer.image_size import PIXELS_PER_TOKEN
@@ -107,12 +109,20 @@ class AutoregressiveObjective(Objective):
 
     @torch.no_grad()
     def prepare(self, batches: Any) -> None:
-        """Give visual tokens rows that are as alike as their codes, in the embedding and in the head."""
-        if not self.settings.codes_from_codebook:
-            return
-        for table in (self.model.model.language_model.embed_tokens.weight, self.model.lm_head.weight):
-            rows = code_vectors(self.helpers["tokenizer"], table.shape[1], self.config.seed)
-            table[: len(rows)] = rows * table.std()
+        """Give visual tokens rows that are as alike as their codes, in the embedding and in the head; and begin with
+        heads that copy, if the stage says so."""
+        embedding = self.model.model.language_model.embed_tokens.weight
+        if self.settings.codes_from_codebook:
+            for table in (embedding, self.model.lm_head.weight):
+                rows = code_vectors(self.helpers["tokenizer"], table.shape[1], self.config.seed)
+                table[: len(rows)] = rows * table.std()
+        if self.settings.copy_heads:
+            codes = embedding[: self.vocabulary.codebook_size]
+            grid = target_grid(self.limits.min_side, self.limits.min_side)
+            try:
+                initialize_copy_heads(self.model, self.settings.copy_heads, self.vocabulary, codes, grid)
+            except ValueError as error:
+                raise UsageError(f"autoregressive.copy_heads: {error}") from None
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         samples: list[dict[str, Any]] = []

@@ -1,0 +1,81 @@
+"""Attention heads that begin by copying a reference: the code of the same cell, found by its position.
+
+An edit keeps most codes of its reference, but a small model trained from random heads hardly learns to look them up:
+as long as attention is spread over all tokens, the one right code is drowned by the others, and positions of
+neighbouring cells differ too little to be told apart. So some heads begin as what the lookup is in the end. Where the
+text stands before the references (``processor.text_first``), the last reference is at the same distance from the
+target in every prompt; rotary position embedding turns that distance into an angle for each frequency, and biases of
+queries and keys that differ by these angles match exactly the cell wanted. Values and outputs pass the codes' vectors
+through. Training goes on from there (an induction head by construction: Olsson et al. 2022, arXiv:2209.11895).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from arimage.autoregressive.layout import Grid, build_prompt
+from arimage.autoregressive.model import AutoregressiveModel
+from arimage.autoregressive.vocabulary import Vocabulary
+
+SCALE = 3.0  # length of a query's and of a key's bias in each pair of rotated entries
+CONTENT = 0.3  # what is left of the weights of queries and keys, so that positions decide at first
+PASSED = 1.5  # length of the rows that read a code's vector, and of the columns that write it
+WRITTEN = 0.6  # gain of the norm behind attention in these layers
+LEAST_SHARE = 1e-3
+
+
+@torch.no_grad()
+def initialize_copy_heads(
+    model: AutoregressiveModel, layers: Sequence[int], vocabulary: Vocabulary, codes: Tensor, grid: Grid
+) -> None:
+    """Let the queries of the first key-value head copy, in these layers.
+
+    The first of them looks for the next cell in its row; the second, where there is one, for the first cell of the
+    next row, which a row's last cell is followed by.
+
+    Args:
+        codes: (codebook_size, hidden_size) embeddings of the codes.
+        grid: of target and reference.
+
+    Raises:
+        ValueError: the text does not stand first, or a layer does not exist.
+    """
+    config = model.config
+    if not vocabulary.text_first:
+        raise ValueError("references are found by their position only where the text stands first (text_first)")
+    if not all(0 <= number < config.num_hidden_layers for number in layers):
+        raise ValueError(f"layers are numbered 0 to {config.num_hidden_layers - 1}, got {list(layers)}")
+    axes = torch.tensor([axis for axis, count in enumerate(config.mrope_section) for _ in range(count)])
+    frequencies = config.rope_theta ** -(torch.arange(len(axes)) / len(axes))
+    t, h, w = (float(distance) for distance in _distances(vocabulary, grid))
+    beside = frequencies * torch.tensor([t, h, w - 1])[axes]
+    below = frequencies * torch.tensor([t, h - 1, w + grid.width - 1])[axes]
+    pairs, size = len(axes), config.head_dim
+    vectors = torch.linalg.svd(codes.float(), full_matrices=False)
+    rank = min(int((LEAST_SHARE * vectors.S[0] < vectors.S).sum()), size)
+    read = PASSED * vectors.Vh[:rank]
+    for number in layers:
+        layer = model.model.language_model.layers[number]
+        attention = layer.self_attn
+        attention.k_proj.weight[:size] *= CONTENT
+        attention.k_proj.bias[: 2 * pairs] = SCALE * _circle(beside)
+        attention.v_proj.weight[:rank] = read
+        for head, wanted in enumerate((beside, below)[: attention.heads // attention.shared]):
+            own = slice(head * size, head * size + size)
+            attention.q_proj.weight[own] *= CONTENT
+            attention.q_proj.bias[own][: 2 * pairs] = SCALE * _circle(beside - wanted)
+            attention.o_proj.weight[:, own][:, :rank] = read.T
+        layer.post_self_attn_layernorm.weight.fill_(WRITTEN)
+
+
+def _distances(vocabulary: Vocabulary, grid: Grid) -> Tensor:
+    """Of a cell from the same cell of the last reference, along t, h and w."""
+    prompt = build_prompt(vocabulary, "", grid, [torch.zeros(tuple(grid), dtype=torch.long)], preview=False)
+    first = int((prompt.tokens == vocabulary.image_start).nonzero()[0]) + 1
+    return prompt.next_position - prompt.positions[:, first]
+
+
+def _circle(angles: Tensor) -> Tensor:
+    """(2N,) the points of angles on the unit circle as the rotation pairs them: all cosines, then all sines."""
+    return torch.cat([angles.cos(), angles.sin()])
