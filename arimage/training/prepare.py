@@ -53,7 +53,7 @@ def encoders_hash(checkpoint: Checkpoint, latents: bool = True) -> str:
             digest.update(name.encode())
             digest.update(value.numpy().tobytes())
     statistics = (config.autoencoder.latents_mean, config.autoencoder.latents_std) if latents else ()
-    digest.update(repr((*statistics, config.processor)).encode())
+    digest.update(repr((*statistics, config.processor.limits)).encode())
     return digest.hexdigest()
 
 
