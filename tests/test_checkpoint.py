@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from arimage.cli.model import _sampling
 from arimage.errors import CheckpointError, UsageError
 from arimage.inference.api import load
 from arimage.yaml_files import load_yaml
-from tests.tiny_checkpoint import CONFIG, tiny_folder, tiny_states, tiny_tokenizer
+from tests.tiny_checkpoint import CONFIG, TEXT_FIRST, tiny_folder, tiny_states, tiny_tokenizer
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 NETWORKS = ("semantic_tokenizer", "autoregressive", "transformer", "autoencoder", "glyph_encoder")
@@ -467,3 +468,17 @@ def test_networks_that_were_trained_under_other_settings_are_not_put_together(tm
     with pytest.raises(CheckpointError, match=r"text_model.rope_theta 10000.*8"):
         assemble(base, {"autoregressive": other}, tmp_path / "both")
     assemble(base, {"semantic_tokenizer": other}, tmp_path / "both")
+
+
+@pytest.mark.parametrize("config", [CONFIG, TEXT_FIRST], ids=["text last", "text first"])
+def test_the_order_of_text_and_references_is_the_chat_templates(tmp_path: Path, config: ModelConfig) -> None:
+    """Written as a template, read from one, also where it stands in the tokenizer's settings."""
+    folder = tiny_folder(tmp_path / "tiny", config=config)
+    assert Checkpoint.open(folder).vocabulary().text_first == config.processor.text_first
+    template = (folder / "processor" / "chat_template.jinja").read_text()
+    (folder / "processor" / "chat_template.jinja").unlink()
+    path = folder / "processor" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    assert Checkpoint.open(folder).vocabulary().text_first == config.processor.text_first
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": "{{ raise_exception('no') }}"}))
+    assert not Checkpoint.open(folder).vocabulary().text_first

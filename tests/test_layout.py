@@ -1,5 +1,7 @@
 """The token layout and its 3-D positions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from arimage.autoregressive.layout import (
 )
 from tests.tiny import CODES, IMAGE_PLACEHOLDER, SHAPES, VISION_WORDS, VOCABULARY, random_codes, tiny_language_encoder
 
+TEXT_FIRST = replace(VOCABULARY, text_first=True)
 grids = st.builds(Grid, st.integers(1, 12), st.integers(1, 12))
 control_spellings = st.sampled_from(
     ["<sop>", "<eop>", "<|image|>", "<|dit_token_3|>", "<|dit_token_16384|>", "[gMASK]"]
@@ -24,12 +27,13 @@ control_spellings = st.sampled_from(
 prompts = st.lists(st.one_of(st.text(max_size=20), control_spellings), max_size=4).map(" ".join)
 
 
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, TEXT_FIRST], ids=["text last", "text first"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("references", [[], [(3, 5)], [(2, 2), (1, 7), (4, 3)]])
-def test_positions_are_upstreams(shape, references):
+def test_positions_are_upstreams(shape, references, vocabulary):
     """Prompt and generated positions equal ``get_rope_index`` of the unmodified model."""
     upstream, _, _ = tiny_language_encoder(shape, seed=0)
-    prompt = build_prompt(VOCABULARY, "a cat", Grid(3, 4), [random_codes(*size) for size in references])
+    prompt = build_prompt(vocabulary, "a cat", Grid(3, 4), [random_codes(*size) for size in references])
     wanted = [*references, *reversed(prompt.grids)]
     positions, _ = upstream.model.get_rope_index(
         input_ids=prompt.tokens[None],
@@ -39,6 +43,18 @@ def test_positions_are_upstreams(shape, references):
     )
     assert torch.equal(positions[:, 0], prompt.positions)
     assert torch.equal(upstream.model._cached_decode_position_ids[0], generated_positions(prompt))
+
+
+def test_behind_a_text_references_lie_at_one_distance_from_the_target():
+    """The text stands before them, and then its length moves nothing between a reference and the target."""
+    codes = [random_codes(3, 4)]
+    distances = set()
+    for text in ("", "a cat", "a text of many words"):
+        prompt = build_prompt(TEXT_FIRST, text, Grid(3, 4), codes)
+        assert prompt.tokens.tolist()[: len(text)] == TEXT_FIRST.encode(text)
+        first = prompt.tokens.tolist().index(TEXT_FIRST.image_start) + 1
+        distances.add(prompt.next_position - int(prompt.positions[0, first]))
+    assert len(distances) == 1
 
 
 @given(text=prompts, target=grids, references=st.lists(grids, max_size=4))

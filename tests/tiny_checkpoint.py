@@ -51,7 +51,12 @@ def tiny_states(config: ModelConfig, seed: int = 0) -> dict:
     return states
 
 
-def tiny_folder(path: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **options) -> Path:
+TEXT_FIRST = CONFIG.model_copy(update={"processor": CONFIG.processor.model_copy(update={"text_first": True})})
+
+
+def tiny_folder(
+    path: Path, seed: int = 0, dtype: torch.dtype = torch.float32, config: ModelConfig = CONFIG, **options
+) -> Path:
     """Write the small checkpoint."""
-    definition, config = tiny_tokenizer()
+    definition, config = tiny_tokenizer(config)
     return save_checkpoint(path, config, tiny_states(config, seed), definition, dtype=dtype, **options)

@@ -23,7 +23,7 @@ from arimage.inference.requests import ImageRequest
 from arimage.inference.settings import Settings
 from arimage.yaml_files import load_yaml
 from decoder.diffusion_decoder import DecoderSettings
-from tests.tiny_checkpoint import CONFIG, tiny_folder
+from tests.tiny_checkpoint import CONFIG, TEXT_FIRST, tiny_folder
 
 diffusers = pytest.importorskip("diffusers")
 if not hasattr(diffusers, "GlmImagePipeline"):
@@ -49,9 +49,10 @@ def open_upstream(folder):
     return pipeline
 
 
-@pytest.fixture(scope="module", params=[0, 1])
+@pytest.fixture(scope="module", params=[(0, CONFIG), (10, CONFIG), (20, TEXT_FIRST)])
 def both(request, tmp_path_factory):
-    folder = tiny_folder(tmp_path_factory.mktemp("checkpoint") / "tiny", seed=10 * request.param)
+    seed, config = request.param
+    folder = tiny_folder(tmp_path_factory.mktemp("checkpoint") / "tiny", seed, config=config)
     engine = Engine(Networks(Checkpoint.open(folder), torch.device("cpu"), torch.float32))
     upstream = open_upstream(folder)
     upstream.vision_language_encoder.generation_config.top_k = 1

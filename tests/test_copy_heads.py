@@ -1,0 +1,71 @@
+"""Heads that begin by copying a reference's codes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from arimage.autoregressive.layout import Grid, build_prompt, training_sequence
+from arimage.autoregressive.model import AutoregressiveModel
+from arimage.checkpoints.model_config import ModelConfig
+from arimage.training.copy_heads import initialize_copy_heads
+from arimage.yaml_files import load_yaml
+from tests.tiny import VOCABULARY, random_codes
+
+NANO = load_yaml(Path(__file__).parent.parent / "configs" / "nano" / "model.yaml", ModelConfig)
+TEXT_FIRST = replace(VOCABULARY, text_first=True)
+GRID = Grid(8, 8)
+LAYER = 1
+
+
+@pytest.fixture(scope="module")
+def model() -> AutoregressiveModel:
+    torch.manual_seed(0)
+    model = AutoregressiveModel(NANO.text_model)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5 if weight.ndim > 1 else 0.1)
+    embedding = model.model.language_model.embed_tokens.weight
+    torch.nn.init.normal_(embedding)
+    initialize_copy_heads(model, [LAYER], TEXT_FIRST, embedding[: TEXT_FIRST.codebook_size], GRID)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("text", ["", "make the background blue"])
+def test_they_attend_to_the_cell_that_comes_next(model: AutoregressiveModel, text: str) -> None:
+    """One head inside the rows, the other at their ends, whatever stands in the prompt."""
+    reference, target = random_codes(*GRID, seed=1), random_codes(*GRID, seed=2)
+    prompt = build_prompt(TEXT_FIRST, text, GRID, [random_codes(3, 5), reference], preview=False)
+    sequence = training_sequence(prompt, [target], TEXT_FIRST)
+    attention = model.model.language_model.layers[LAYER].self_attn
+    hidden = torch.nn.functional.rms_norm(torch.randn(1, len(sequence.tokens), NANO.text_model.hidden_size), (256,))
+    query, key, _ = attention.project(hidden, model.rotation(sequence.positions[:, None]))
+    cells = len(prompt.tokens)  # of the target's first cell
+    start = cells - len(prompt.tokens) + int((prompt.tokens == TEXT_FIRST.image_start).nonzero()[1]) + 1
+    for head, columns in ((0, range(GRID.width - 1)), (1, [GRID.width - 1])):
+        rows = range(GRID.height if head == 0 else GRID.height - 1)
+        places = torch.tensor([row * GRID.width + column for row in rows for column in columns])
+        scores = query[0, cells + places, head] @ key[0, :, 0].T / attention.head_dim**0.5
+        visible = torch.arange(scores.shape[1])[None] <= (cells + places)[:, None]
+        found = scores.masked_fill(~visible, -torch.inf).argmax(dim=1)
+        assert (found == start + places + 1).float().mean() > 0.9
+
+
+@torch.no_grad()
+def test_what_they_read_they_write(model: AutoregressiveModel) -> None:
+    """A code's vector comes out as its own direction, as far as a head is wide."""
+    attention = model.model.language_model.layers[LAYER].self_attn
+    codes = model.model.language_model.embed_tokens.weight[: TEXT_FIRST.codebook_size]
+    size = attention.head_dim
+    passed = codes @ attention.v_proj.weight[:size].T @ attention.o_proj.weight[:, :size].T
+    alike = torch.nn.functional.normalize(passed, dim=1) @ torch.nn.functional.normalize(codes, dim=1).T
+    assert torch.equal(alike.argmax(dim=1), torch.arange(len(codes)))
+
+
+def test_without_a_text_in_front_or_a_layer_there_are_none(model: AutoregressiveModel) -> None:
+    codes = model.lm_head.weight[:64]
+    with pytest.raises(ValueError, match="text_first"):
+        initialize_copy_heads(model, [LAYER], VOCABULARY, codes, GRID)
+    with pytest.raises(ValueError, match="0 to 5"):
+        initialize_copy_heads(model, [6], TEXT_FIRST, codes, GRID)
