@@ -1,6 +1,7 @@
 // The server's endpoints.
 
 const KEY = "arimage.key";
+export const UNREACHABLE = { error: { code: "unreachable", message: "" } };
 
 export class ApiError extends Error {
   constructor(status, body, headers) {
@@ -26,7 +27,7 @@ async function send(path, options = {}) {
     answer = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(0, { error: { code: "unreachable", message: "" } });
+    throw new ApiError(0, UNREACHABLE);
   }
   if (!answer.ok) throw new ApiError(answer.status, await answer.json().catch(() => null), answer.headers);
   return answer;
@@ -87,7 +88,9 @@ async function* events(body) {
   let text = "";
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader.read().catch((error) => {
+        throw error.name === "AbortError" ? error : new ApiError(0, UNREACHABLE);
+      });
       if (done) return;
       text += value;
       for (let end; (end = text.indexOf("\n\n")) >= 0; text = text.slice(end + 2)) {

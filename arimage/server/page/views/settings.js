@@ -86,8 +86,7 @@ function sync() {
   const { settings, model } = state;
   for (const name of [...TEXTS, "n", "seed", "strength", "width", "height"]) {
     const element = $(`#${name}`);
-    if (element.value !== String(settings[name] ?? "") && document.activeElement !== element) element.value = settings[name] ?? "";
-    else if (name === "seed") element.value = settings.seed; // letters that are typed go at once
+    if (element.value !== String(settings[name] ?? "")) element.value = settings[name] ?? "";
   }
   for (const name of ["shape", "tier"]) {
     for (const input of document.getElementsByName(name)) input.checked = input.value === settings[name];
