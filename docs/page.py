@@ -135,7 +135,7 @@ def main(address: str) -> None:
             "page-phone": lambda: beside([phone, *compare(page)]),
         }
         for name, make in made.items():
-            make().save(PICTURES / f"{name}.webp", quality=85, method=6)
+            make().save(PICTURES / f"{name}.webp", quality=92, method=6)
     finally:
         page.driver.quit()
 

@@ -77,10 +77,14 @@ async function start(kind, fields, files, ground) {
     run.seconds = (performance.now() - run.began) / 1000;
     tell();
   }, 200);
-  const finished = [];
+  let taken = Promise.resolve(); // one event after the other, so that the history has pictures in their order
+  const onEvent = (event) => {
+    taken = taken.then(() => take(run, event, tell));
+    taken.catch(() => {});
+  };
   try {
-    await make(kind, fields, files, (event) => finished.push(take(run, event, tell)), run.abort.signal);
-    await Promise.all(finished);
+    await make(kind, fields, files, onEvent, run.abort.signal);
+    await taken;
     if (run.cells.some((cell) => !cell.item)) throw new ApiError(0, UNREACHABLE);
     run.status = "done";
   } catch (error) {
