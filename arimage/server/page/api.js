@@ -48,12 +48,12 @@ export async function readState() {
   }
 }
 
-/** The recipe in a picture, or null. Its seed is text: it may be larger than a number here can be. */
-export async function readRecipe(blob) {
+/** {recipe, parameters} of a picture, each may be null. Seeds are texts: they may be larger than a number here can be. */
+export async function readOrigin(blob) {
   const form = new FormData();
   form.append("image", blob, "picture");
   const text = await (await send("/v1/images/recipe", { method: "POST", body: form })).text();
-  return JSON.parse(text.replace(/"seed":(\d+)/, '"seed":"$1"')).recipe;
+  return JSON.parse(text.replace(/"seed":(\d+)/g, '"seed":"$1"'));
 }
 
 /**
