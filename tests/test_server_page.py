@@ -119,6 +119,9 @@ def test_what_is_no_picture_or_too_large_has_no_recipe(port: int) -> None:
     for images, expected in cases:
         status, _, answer = ask(port, "POST", "/v1/images/recipe", {"images": images})
         assert (status, json.loads(answer)["error"]["param"]) == (expected, "image")
+    unknown = {"images": [data_url(png(photo(8, 8)))], "n": 1}
+    status, _, answer = ask(port, "POST", "/v1/images/recipe", unknown)
+    assert (status, json.loads(answer)["error"]["param"]) == (400, "n")
 
 
 def test_progress_of_both_halves_is_streamed_where_it_is_asked_for(port: int) -> None:

@@ -72,6 +72,8 @@ class Endpoints:
     async def recipe(self, request: Request) -> dict[str, Any]:
         """The recipe that a picture carries, or what another program wrote into it."""
         upload = await read_upload(request)
+        for name in [*upload.fields, *(["mask"] if upload.mask is not None else [])]:
+            raise invalid(name, f"there is no field {name!r:.80}", "unknown_parameter")
         if len(upload.images) != 1:
             raise invalid("image", "give one picture as image", "missing_required_parameter")
         async with self._opening:
