@@ -3,12 +3,14 @@
 import base64
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from arimage.images.provenance import read_recipe
 from arimage.inference.pipeline import ImagePipeline
 from tests.conftest import photo
 from tests.test_server_page import png
@@ -69,26 +71,32 @@ localStorage.clear();
 const request = indexedDB.deleteDatabase("arimage");
 request.onsuccess = request.onerror = arguments[0];
 """
-# A file that is dropped onto an element.
+# A file that is dropped onto an element, or pasted.
 DROP = """
 const bytes = Uint8Array.from(atob(arguments[1]), (letter) => letter.charCodeAt(0));
 const transfer = new DataTransfer();
 transfer.items.add(new File([bytes], "dropped.png", { type: "image/png" }));
-const send = (target, kind) =>
-  target.dispatchEvent(new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true }));
-send(document.body, "dragenter");
-send(document.querySelector(arguments[0]), "drop");
+const usual = { bubbles: true, cancelable: true };
+const send = (target, kind) => target.dispatchEvent(new DragEvent(kind, { dataTransfer: transfer, ...usual }));
+if (arguments[0] === "paste") {
+  document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, ...usual }));
+} else {
+  send(document.body, "dragenter");
+  send(document.querySelector(arguments[0]), "drop");
+}
 """
 
 
 class Page:
     """The page in a browser, and the server that it talks to."""
 
-    def __init__(self, pipeline: ImagePipeline) -> None:
+    def __init__(self, pipeline: ImagePipeline, downloads: Path) -> None:
+        self.downloads = downloads
         options = ChromeOptions()
         options.binary_location = BROWSER
         for flag in FLAGS:
             options.add_argument(f"--{flag}")
+        options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.driver = webdriver.Chrome(options, ChromeService(DRIVER))
         self.server = Running(pipeline, grace=5)
@@ -138,8 +146,8 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def shared(pipeline: ImagePipeline) -> Iterator[Page]:
-    page = Page(pipeline)
+def shared(pipeline: ImagePipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    page = Page(pipeline, tmp_path_factory.mktemp("downloads"))
     yield page
     page.close()
 
@@ -183,6 +191,9 @@ def test_several_pictures_are_a_grid_of_which_each_can_be_opened(page: Page) -> 
     opened = page.pixels(".frame img")
     page.find("body").send_keys(Keys.ARROW_LEFT)  # a newer one
     assert not (page.pixels(".frame img") == opened).all()
+    page.find("#vary").click()
+    until(lambda: page.count("#history .thumb") == 6)
+    assert page.server.figure("arimage_pictures_total") >= 6
 
 
 def test_what_a_mask_leaves_out_stays_bit_for_bit(page: Page) -> None:
@@ -261,6 +272,11 @@ def test_the_history_survives_a_reload_and_gives_settings_back(page: Page) -> No
     page.find("#history .thumb").click()
     page.finished()
     assert (page.pixels(".frame img") == shown).all()
+    page.find("#save").click()
+    until(lambda: list(page.downloads.glob("*.png")))
+    recipe = read_recipe(next(page.downloads.glob("*.png")))
+    assert recipe is not None
+    assert (recipe.prompt, recipe.seed) == ("a fox", 77)
     page.run("document.querySelector('#reuse').click()")
     fields = {name: page.find(f"#{name}").get_attribute("value") for name in ("prompt", "seed", "steps", "n")}
     assert fields == {"prompt": "a fox", "seed": "77", "steps": "1", "n": "1"}
@@ -290,6 +306,31 @@ def test_a_dropped_picture_restores_prompt_and_settings(page: Page, pipeline: Im
     page.find("#go").click()
     page.finished()
     assert (page.pixels(".frame img")[..., :3] == np.asarray(made.image)).all()
+
+
+def test_a_pasted_picture_is_the_input_until_it_is_removed(page: Page) -> None:
+    page.drop("paste", png(photo(40, 48)))
+    until(lambda: page.count("#mask"))
+    assert "40 × 48" in page.find("#input-card").text
+    page.find("#input-card .square").click()
+    until(lambda: page.count(".empty.target"))
+    assert not page.find("#go").is_enabled()
+
+
+def test_a_server_with_a_key_is_asked_with_it(page: Page, pipeline: ImagePipeline) -> None:
+    server = Running(pipeline, api_key="secret", grace=5)
+    try:
+        page.driver.get(f"http://127.0.0.1:{server.port}/")
+        for key in ("wrong", "secret"):
+            until(lambda: page.count("dialog[open] #key"))
+            page.find("#key").send_keys(key, Keys.ENTER)
+        until(lambda: page.count(".chips"))
+        page.type("#prompt", "a fox")
+        until(page.find("#go").is_enabled)
+        page.find("#go").click()
+        page.finished()
+    finally:
+        server.close()
 
 
 def test_what_the_server_refuses_is_told_and_its_field_marked(page: Page) -> None:

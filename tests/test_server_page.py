@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from arimage.inference.pipeline import ImagePipeline
 from tests.conftest import photo
@@ -95,7 +96,17 @@ def test_a_picture_tells_its_recipe(port: int, pipeline: ImagePipeline) -> None:
         assert status == 200
         assert json.loads(answer)["recipe"] == json.loads(made.recipe.to_json())
     foreign = {"images": [data_url(png(photo(40, 30)))]}
-    assert json.loads(ask(port, "POST", "/v1/images/recipe", foreign)[2]) == {"recipe": None}
+    assert json.loads(ask(port, "POST", "/v1/images/recipe", foreign)[2]) == {"recipe": None, "parameters": None}
+
+
+def test_a_picture_of_another_program_tells_its_parameters(port: int) -> None:
+    buffer, texts = io.BytesIO(), PngInfo()
+    texts.add_text("parameters", "a red fox\nSteps: 20, CFG scale: 7, Seed: 965400086, Size: 96x64")
+    photo(96, 64).save(buffer, "PNG", pnginfo=texts)
+    answer = json.loads(ask(port, "POST", "/v1/images/recipe", {"images": [data_url(buffer.getvalue())]})[2])
+    told = answer["parameters"]
+    assert answer["recipe"] is None
+    assert (told["prompt"], told["seed"], told["size"]) == ("a red fox", 965400086, [96, 64])
 
 
 def test_what_is_no_picture_or_too_large_has_no_recipe(port: int) -> None:
@@ -108,6 +119,9 @@ def test_what_is_no_picture_or_too_large_has_no_recipe(port: int) -> None:
     for images, expected in cases:
         status, _, answer = ask(port, "POST", "/v1/images/recipe", {"images": images})
         assert (status, json.loads(answer)["error"]["param"]) == (expected, "image")
+    unknown = {"images": [data_url(png(photo(8, 8)))], "n": 1}
+    status, _, answer = ask(port, "POST", "/v1/images/recipe", unknown)
+    assert (status, json.loads(answer)["error"]["param"]) == (400, "n")
 
 
 def test_progress_of_both_halves_is_streamed_where_it_is_asked_for(port: int) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request
@@ -27,7 +28,7 @@ from arimage.server.gate import Gate, error_response
 from arimage.server.openapi import describe, describe_recipe
 from arimage.server.schemas import EditBody, GenerationBody, ImageBody, VariationBody, read_body
 from arimage.server.streaming import ClientGone, Events, EventStream, answer_whole
-from arimage.server.uploads import Upload, open_uploads, read_upload, recipe_of
+from arimage.server.uploads import Upload, open_uploads, origin_of, read_upload
 from arimage.server.web import page_routes
 from arimage.server.worker import Job, Worker
 from tokenizer.image_size import PIXELS_PER_TOKEN, reference_size
@@ -69,13 +70,18 @@ class Endpoints:
         return await self._pictures(request, body, upload)
 
     async def recipe(self, request: Request) -> dict[str, Any]:
-        """The recipe that a picture carries."""
+        """The recipe that a picture carries, or what another program wrote into it."""
         upload = await read_upload(request)
+        for name in [*upload.fields, *(["mask"] if upload.mask is not None else [])]:
+            raise invalid(name, f"there is no field {name!r:.80}", "unknown_parameter")
         if len(upload.images) != 1:
             raise invalid("image", "give one picture as image", "missing_required_parameter")
         async with self._opening:
-            found = await run_in_threadpool(recipe_of, upload.images[0], self.config.max_pixels)
-        return {"recipe": None if found is None else found.model_dump(mode="json")}
+            found = await run_in_threadpool(origin_of, upload.images[0], self.config.max_pixels)
+        return {
+            "recipe": None if found.recipe is None else found.recipe.model_dump(mode="json"),
+            "parameters": None if found.parameters is None else asdict(found.parameters),
+        }
 
     async def models(self) -> dict[str, Any]:
         return {"object": "list", "data": [self._model(name) for name in self._names]}

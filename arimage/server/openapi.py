@@ -95,9 +95,14 @@ def describe_recipe() -> dict[str, Any]:
             }
         },
     }
-    recipe = {"anyOf": [{"type": "object"}, {"type": "null"}]}
-    answer = {"type": "object", "required": ["recipe"], "properties": {"recipe": recipe}}
-    return _described(content, "The recipe, or null", {"application/json": {"schema": answer}})
+    names = ["recipe", "parameters"]
+    found = {"anyOf": [{"type": "object"}, {"type": "null"}]}
+    answer = {"type": "object", "required": names, "properties": dict.fromkeys(names, found)}
+    return _described(
+        content,
+        "The recipe, and what another program wrote; each may be null",
+        {"application/json": {"schema": answer}},
+    )
 
 
 def _described(content: dict[str, Any], description: str, answers: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The bodies of requests as they arrive: JSON or a form, and the pictures in them. Nothing of them touches the disk."""
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,10 +10,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from arimage.errors import ArimageError
-from arimage.images.inputs import taken
 from arimage.images.opening import Picture, open_picture
-from arimage.images.provenance import read_recipe
-from arimage.images.recipe import Recipe
+from arimage.images.provenance import Origin, read_origin
 from arimage.server.errors import from_library, invalid
 from arimage.server.schemas import MAX_PICTURES
 
@@ -150,16 +147,14 @@ def open_uploads(sources: Sequence[bytes | str], param: str, max_pixels: int, de
     return pictures
 
 
-def recipe_of(source: bytes | str, max_pixels: int) -> Recipe | None:
-    """The recipe in a picture, None where it has none.
+def origin_of(source: bytes | str, max_pixels: int) -> Origin:
+    """What a picture says about how it was made.
 
     Raises:
         ApiError: see :func:`open_uploads`; or the recipe is damaged (400).
     """
     open_uploads([source], "image", max_pixels, deep=False)
-    file = taken(source, "image")
-    assert isinstance(file, io.BytesIO)
     try:
-        return read_recipe(file, "image")
+        return read_origin(source)
     except ArimageError as error:
         raise invalid("image", str(error), "invalid_image") from None

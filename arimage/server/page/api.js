@@ -1,6 +1,7 @@
 // The server's endpoints.
 
 const KEY = "arimage.key";
+export const UNREACHABLE = { error: { code: "unreachable", message: "" } };
 
 export class ApiError extends Error {
   constructor(status, body, headers) {
@@ -26,7 +27,7 @@ async function send(path, options = {}) {
     answer = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(0, { error: { code: "unreachable", message: "" } });
+    throw new ApiError(0, UNREACHABLE);
   }
   if (!answer.ok) throw new ApiError(answer.status, await answer.json().catch(() => null), answer.headers);
   return answer;
@@ -47,12 +48,12 @@ export async function readState() {
   }
 }
 
-/** The recipe in a picture, or null. Its seed is text: it may be larger than a number here can be. */
-export async function readRecipe(blob) {
+/** {recipe, parameters} of a picture, each may be null. Seeds are texts: they may be larger than a number here can be. */
+export async function readOrigin(blob) {
   const form = new FormData();
   form.append("image", blob, "picture");
   const text = await (await send("/v1/images/recipe", { method: "POST", body: form })).text();
-  return JSON.parse(text.replace(/"seed":(\d+)/, '"seed":"$1"')).recipe;
+  return JSON.parse(text.replace(/"seed":(\d+)/g, '"seed":"$1"'));
 }
 
 /**
@@ -87,7 +88,9 @@ async function* events(body) {
   let text = "";
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader.read().catch((error) => {
+        throw error.name === "AbortError" ? error : new ApiError(0, UNREACHABLE);
+      });
       if (done) return;
       text += value;
       for (let end; (end = text.indexOf("\n\n")) >= 0; text = text.slice(end + 2)) {

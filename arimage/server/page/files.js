@@ -57,3 +57,11 @@ export function addressOf(blob) {
   if (!addresses.has(blob)) addresses.set(blob, URL.createObjectURL(blob));
   return addresses.get(blob);
 }
+
+/** Let the memory of blobs go that are not shown any more. */
+export function forget(...blobs) {
+  for (const blob of blobs.filter((one) => addresses.has(one))) {
+    URL.revokeObjectURL(addresses.get(blob));
+    addresses.delete(blob);
+  }
+}

@@ -1,9 +1,9 @@
 // What is done with a picture: it becomes the input, a reference, or tells its settings.
 
-import { readRecipe } from "./api.js";
+import { readOrigin } from "./api.js";
 import { encode, canvasOf } from "./files.js";
 import { t } from "./i18n.js";
-import { settingsOf } from "./recipes.js";
+import { settingsOf, settingsOfParameters } from "./recipes.js";
 import { choose, set, state } from "./state.js";
 import { toast, toastError } from "./views/toasts.js";
 
@@ -13,7 +13,7 @@ export async function useAsInput(blob, name) {
   if (!bitmap) return;
   set({ input: { blob, name, width: bitmap.width, height: bitmap.height, bitmap }, mode: "edit", view: "editor" });
   if (!(blob instanceof File)) return;
-  const recipe = await readRecipe(blob).catch(() => null);
+  const { recipe } = await readOrigin(blob).catch(() => ({}));
   if (recipe) toast(t("toast.has_recipe"), { text: t("picture.reuse"), act: () => restore(recipe) });
 }
 
@@ -27,17 +27,22 @@ export async function addReference(blob) {
 /** Take over the settings that a file's recipe tells. */
 export async function restoreFrom(blob) {
   try {
-    const recipe = await readRecipe(blob);
-    if (!recipe) toast(t("toast.no_recipe"), { text: t("drop.edit"), act: () => useAsInput(blob, blob.name) });
-    else restore(recipe);
+    const { recipe, parameters } = await readOrigin(blob);
+    if (recipe) restore(recipe);
+    else if (parameters) takeOver(settingsOfParameters(parameters, state.model), "create");
+    else toast(t("toast.no_recipe"), { text: t("drop.edit"), act: () => useAsInput(blob, blob.name) });
   } catch (error) {
     toastError(error);
   }
 }
 
 export function restore(recipe) {
-  choose(settingsOf(recipe, state.model));
-  set({ mode: recipe.task === "edit" ? "edit" : "create" });
+  takeOver(settingsOf(recipe, state.model), recipe.task === "edit" ? "edit" : "create");
+}
+
+function takeOver(settings, mode) {
+  choose(settings);
+  set({ mode });
   toast(t("toast.restored"));
 }
 

@@ -1,6 +1,6 @@
 // Settings as fields of a request, and as a picture's recipe tells them.
 
-import { shapeOf } from "./shapes.js";
+import { shapeOf, sideOf } from "./shapes.js";
 import { DEFAULTS } from "./state.js";
 
 /** What every request says. */
@@ -38,5 +38,16 @@ export function settingsOf(recipe, model) {
     n: 1,
     seed: String(recipe.seed),
     seedLocked: true,
+  };
+}
+
+/** What another program says of a picture, as far as it means the same here. */
+export function settingsOfParameters({ prompt, seed, size }, model) {
+  const [width, height] = (size ?? []).map((side) => sideOf(side, model));
+  return {
+    prompt,
+    n: 1,
+    ...(seed === null ? {} : { seed, seedLocked: true }),
+    ...(size ? { width, height, shape: shapeOf(width, height, model) } : {}),
   };
 }

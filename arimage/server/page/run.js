@@ -1,7 +1,7 @@
 // A request under way, from its fields to pictures in the history.
 
-import { make } from "./api.js";
-import { addressOf, blobOf, thumbOf } from "./files.js";
+import { ApiError, make, UNREACHABLE } from "./api.js";
+import { addressOf, blobOf, forget, thumbOf } from "./files.js";
 import * as history from "./history.js";
 import { t } from "./i18n.js";
 import { commonFields } from "./recipes.js";
@@ -63,7 +63,7 @@ async function start(kind, fields, files, ground) {
     files,
     ground,
     status: "queued", // "tokens", "diffusion", "done", "cancelled", "failed"
-    cells: Array.from({ length: fields.n }, () => ({ preview: null, previews: 0, item: null })),
+    cells: Array.from({ length: fields.n }, () => ({ preview: null, previews: [], item: null })),
     tokens: [0, 0],
     diffusion: [0, 0],
     began: performance.now(),
@@ -77,10 +77,15 @@ async function start(kind, fields, files, ground) {
     run.seconds = (performance.now() - run.began) / 1000;
     tell();
   }, 200);
-  const finished = [];
+  let taken = Promise.resolve(); // one event after the other, so that the history has pictures in their order
+  const onEvent = (event) => {
+    taken = taken.then(() => take(run, event, tell));
+    taken.catch(() => {});
+  };
   try {
-    await make(kind, fields, files, (event) => finished.push(take(run, event, tell)), run.abort.signal);
-    await Promise.all(finished);
+    await make(kind, fields, files, onEvent, run.abort.signal);
+    await taken;
+    if (run.cells.some((cell) => !cell.item)) throw new ApiError(0, UNREACHABLE);
     run.status = "done";
   } catch (error) {
     run.status = run.abort.signal.aborted ? "cancelled" : "failed";
@@ -108,9 +113,10 @@ async function take(run, event, tell) {
     const blob = blobOf(event.b64_json, event.output_format);
     if (event.type.endsWith(".partial_image")) {
       cell.preview = addressOf(blob);
-      cell.previews += 1;
+      cell.previews.push(blob);
     } else if (event.type.endsWith(".completed")) {
       cell.item = await keep(run, event, blob);
+      forget(...cell.previews);
     }
   }
   tell();

@@ -5,11 +5,16 @@ export const SHAPES = Object.keys(ASPECTS);
 
 /** {width, height} of a shape at a model's usual area, as the library reckons it. */
 export function sizeOf(shape, model) {
-  const { size, side_step: step, max_side: most } = model.abilities;
   const [wide, high] = ASPECTS[shape];
+  const [side] = model.abilities.size;
   const root = Math.sqrt(wide / high);
-  const snapped = (length) => Math.min(Math.max(Math.round(length / step), 1) * step, most);
-  return { width: snapped(size[0] * root), height: snapped(size[0] / root) };
+  return { width: sideOf(side * root, model), height: sideOf(side / root, model) };
+}
+
+/** The side that a model can make which is nearest to a length. */
+export function sideOf(length, model) {
+  const { side_step: step, max_side: most } = model.abilities;
+  return Math.min(Math.max(Math.round(length / step), 1) * step, most);
 }
 
 /** The shape that has this size, or "". */

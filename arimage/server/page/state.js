@@ -34,12 +34,14 @@ export const state = {
   history: [],
 };
 
-const watchers = [];
+const watchers = new Set();
 
-/** Call `act` now and whenever one of these parts is set. */
+/** Call `act` now and whenever one of these parts is set, until what is given back is called. */
 export function watch(parts, act) {
-  watchers.push({ parts, act });
+  const watcher = { parts, act };
+  watchers.add(watcher);
   act();
+  return () => watchers.delete(watcher);
 }
 
 /** Set parts, and tell whoever watches them. */

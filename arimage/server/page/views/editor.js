@@ -23,8 +23,7 @@ export class Editor {
     this.margins = new Margins(input, () => this.#place(), () => this.#fit());
     this.element = h("div", { class: "editor" }, this.#tools(), this.#board(), this.#foot());
     new ResizeObserver(() => this.#fit()).observe(this.board);
-    watch(["settings", "language"], () => this.#sync());
-    this.#sync();
+    this.close = watch(["settings", "language"], () => this.#sync());
   }
 
   /** What a request says of the mask and the sides: null where nothing was done. */
@@ -61,7 +60,7 @@ export class Editor {
     this.redo = tool("redo", "editor.redo", () => this.#change(() => this.mask.redo()), { id: "redo" });
     return h(
       "div",
-      { class: "editor-tools", role: "toolbar" },
+      { class: "editor-tools", role: "group" },
       h("div", { class: "group" }, this.brush, this.eraser),
       h("label", { class: "slider" }, h("span", { "data-t": "editor.size" }), this.sizer),
       h("div", { class: "group" }, this.undo, this.redo,
@@ -206,8 +205,11 @@ let editor = null;
 
 /** The editor of the present input; a new input gets a new one. */
 export function currentEditor() {
-  if (!state.input) editor = null;
-  else if (editor?.input !== state.input) editor = new Editor(state.input);
+  if (editor && editor.input !== state.input) {
+    editor.close();
+    editor = null;
+  }
+  if (state.input) editor ??= new Editor(state.input);
   return editor;
 }
 

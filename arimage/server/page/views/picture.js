@@ -1,7 +1,7 @@
 // One finished picture, large, and what can be done with it.
 
 import { $, button, h } from "../dom.js";
-import { addressOf, save } from "../files.js";
+import { addressOf, forget, save } from "../files.js";
 import * as history from "../history.js";
 import { t } from "../i18n.js";
 import { restore, useAsInput } from "../pictures.js";
@@ -11,7 +11,7 @@ import { compared } from "./compare.js";
 import { isRunning } from "./run.js";
 
 let details = false;
-let comparing = true;
+const comparing = { edits: true, variations: false }; // by kind of picture
 
 export function pictureView(item) {
   const alt = t("picture.alt", { prompt: item.prompt || t("picture.variation") });
@@ -19,7 +19,7 @@ export function pictureView(item) {
   const about = aboutOf(item);
   const show = () => {
     about.hidden = !details;
-    const shown = item.before && comparing ? compared(item, alt) : h("img", { src: addressOf(item.file), alt });
+    const shown = item.before && comparing[item.kind] ? compared(item, alt) : h("img", { src: addressOf(item.file), alt });
     frame.style.setProperty("--aspect", item.width / item.height);
     frame.replaceChildren(shown);
   };
@@ -34,11 +34,11 @@ export function pictureView(item) {
   };
   const tools = h(
     "div",
-    { class: "tools", role: "toolbar" },
+    { class: "tools", role: "group" },
     button("edit", t("picture.use"), () => useAsInput(item.file, nameOf(item)), { id: "use" }),
     button("vary", t("picture.vary"), () => vary(item), { id: "vary" }),
     button("save", t("picture.save"), () => save(item.file, nameOf(item)), { id: "save" }),
-    item.before && toggle("compare", "picture.compare", () => comparing, () => (comparing = !comparing)),
+    item.before && toggle("compare", "picture.compare", () => comparing[item.kind], () => (comparing[item.kind] = !comparing[item.kind])),
     toggle("info", "picture.details", () => details, () => (details = !details)),
   );
   show();
@@ -84,6 +84,7 @@ function aboutOf(item) {
 
 async function removeItem(item) {
   await history.remove(item.id).catch(() => {});
+  forget(item.thumb);
   const left = state.history.filter((other) => other !== item);
   set({ history: left, picture: left[0] ?? null, view: left.length ? "picture" : "empty" });
 }

@@ -89,7 +89,7 @@ class Cell {
       this.mosaic.show(run.status === "diffusion" ? 1 : total ? done / total : 0);
       this.preview.hidden = !cell.preview;
       if (cell.preview && this.preview.src !== cell.preview) this.preview.src = cell.preview;
-      this.preview.dataset.number = cell.previews;
+      this.preview.dataset.number = cell.previews.length;
       element.classList.toggle("busy", isRunning(run));
       element.classList.toggle("ended", !isRunning(run));
       element.setAttribute("aria-label", t(isRunning(run) ? "cell.waiting" : "cell.cancelled", { number: number + 1 }));

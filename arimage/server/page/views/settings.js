@@ -5,7 +5,7 @@ import { addressOf, pick } from "../files.js";
 import { t, translate } from "../i18n.js";
 import { addReference, restoreFrom, useAsInput } from "../pictures.js";
 import { cancel } from "../run.js";
-import { SHAPES, shapeOf, sizeOf } from "../shapes.js";
+import { SHAPES, shapeOf, sideOf, sizeOf } from "../shapes.js";
 import { choose, DEFAULTS, set, state, watch } from "../state.js";
 import { isRunning } from "./run.js";
 
@@ -66,9 +66,7 @@ function take({ name, value, checked }) {
 function settle({ name, value }) {
   if (name === "n") count(Number(value));
   if (name !== "width" && name !== "height") return;
-  const { side_step: step, max_side: most } = state.model.abilities;
-  const side = Math.min(Math.max(Math.round(Number(value) / step), 1) * step, most);
-  const { width, height } = { ...state.settings, [name]: side };
+  const { width, height } = { ...state.settings, [name]: sideOf(Number(value), state.model) };
   choose({ width, height, shape: shapeOf(width, height, state.model) });
 }
 
@@ -86,8 +84,7 @@ function sync() {
   const { settings, model } = state;
   for (const name of [...TEXTS, "n", "seed", "strength", "width", "height"]) {
     const element = $(`#${name}`);
-    if (element.value !== String(settings[name] ?? "") && document.activeElement !== element) element.value = settings[name] ?? "";
-    else if (name === "seed") element.value = settings.seed; // letters that are typed go at once
+    if (element.value !== String(settings[name] ?? "")) element.value = settings[name] ?? "";
   }
   for (const name of ["shape", "tier"]) {
     for (const input of document.getElementsByName(name)) input.checked = input.value === settings[name];

@@ -10,6 +10,7 @@ import { pictureView } from "./picture.js";
 import { isRunning, runView, spoken } from "./run.js";
 
 const EXAMPLES = [1, 2, 3, 4];
+const NARROW = "(max-width: 820px)"; // where the stage may be out of sight
 let shown = { key: [], update: () => {} };
 
 export function showStage() {
@@ -23,6 +24,7 @@ function show() {
     shown = { key, update };
     $("#stage").replaceChildren(element);
     document.body.dataset.view = state.view;
+    if (key[0] !== "empty" && matchMedia(NARROW).matches) $(".stage").scrollIntoView({ block: "nearest" });
   }
   shown.update();
   const words = spoken();
