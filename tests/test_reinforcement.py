@@ -320,7 +320,7 @@ def test_two_processes_share_the_rollout_of_one(method: str, start: Path, assets
         total, count = 0.0, len(batches)
         objective.zero_grad()
         for batch in batches:
-            objective._rollout = -1
+            objective._number = -1
             loss = objective(batch)["loss"] / count
             loss.backward()
             total += float(loss.detach())
