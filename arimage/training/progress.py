@@ -30,7 +30,9 @@ class Progress:
         rate = (step - self.first) / max(now - self.started, 1e-9)
         left = (self.total - step) / max(rate, 1e-9)
         told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        line = f"{kind} {step}/{self.total}: {told}, {rate:.2f} steps/s, {_time(left)} left"
+        line = f"{kind} {step}/{self.total}: {told}"
+        if step > self.first:  # before, there is no rate
+            line += f", {rate:.2f} steps/s, {_time(left)} left"
         if self.live is None:
             self.spoke = now if kind == "train" else self.spoke
             print(line, file=sys.stderr, flush=True)

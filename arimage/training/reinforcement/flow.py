@@ -27,9 +27,9 @@ from arimage.training.decoder import DecoderObjective
 from arimage.training.distillation import velocity_of
 from arimage.training.examples import Example
 from arimage.training.objective import Losses, generator, noise_of
-from arimage.training.reinforcement.policy import advantages, clipped_loss, gaussian_kl
+from arimage.training.reinforcement.policy import advantages, clipped_loss, gaussian_kl, ratio_figures
 from arimage.training.reinforcement.reference import StartingModel, with_fixed_glyphs
-from arimage.training.reinforcement.rollout import Asked, Rewarder, asked, whole_weights
+from arimage.training.reinforcement.rollout import Asked, RewardedObjective, Rewarder, asked, whole_weights
 from decoder.diffusion_decoder import DecodeRequest, DiffusionDecoder, Reference
 from decoder.sampler import Schedule, StepState, flow_schedule
 from decoder.stochastic import StochasticWindow, gaussian_log_prob, transition
@@ -80,7 +80,7 @@ class FlowRollout:
     start: dict[int, Tensor] = field(default_factory=dict)
 
 
-class FlowPolicyObjective(DecoderObjective):
+class FlowPolicyObjective(RewardedObjective, DecoderObjective):
     """The clipped objective over noisy steps, with the divergence from the starting model.
 
     Raises:
@@ -106,8 +106,6 @@ class FlowPolicyObjective(DecoderObjective):
         if self.policy.kl:
             self.starting = StartingModel(self.transformer, self.config, self.device)
         self.measured_before_learning = self.loss_may_leap = True
-        self._rollout = -1
-        self._kept: dict[int, FlowRollout] = {}
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         return {**super().collate(examples), "asked": asked(examples, self.limits)}
@@ -141,9 +139,7 @@ class FlowPolicyObjective(DecoderObjective):
             divergence = gaussian_kl(mean, rollout.start[place.part], deviation)
             losses = losses + self.policy.kl * divergence
             figures["kl"] = divergence.detach().mean()
-        ratio = (now.detach() - old).exp()
-        figures["ratio"] = (ratio - 1).abs().max()
-        figures["clipped"] = ((ratio - 1).abs() > self.policy.clip).float().mean()
+        figures |= ratio_figures(now - old, self.policy.clip)
         return {"loss": (losses * counted).mean(), **figures}
 
     @staticmethod
@@ -187,12 +183,7 @@ class FlowPolicyObjective(DecoderObjective):
 
     def rollout(self, place: RolloutPlace, batch: Mapping[str, Any]) -> FlowRollout:
         """The rollout of a batch, made when its first micro-batch comes."""
-        if place.rollout != self._rollout:
-            self._rollout, self._kept = place.rollout, {}
-        if place.batch not in self._kept:
-            with whole_weights(self), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                self._kept[place.batch] = self.make(self._told(batch), batch["asked"])
-        return self._kept[place.batch]
+        return self.kept(place, lambda: self.make(self._told(batch), batch["asked"]))
 
     def _told(self, batch: Mapping[str, Any]) -> DecoderBatch:
         """What the decoder is told about each prompt; its codes are the true picture's, or generated."""
@@ -260,18 +251,3 @@ class FlowPolicyObjective(DecoderObjective):
         begin = noise_of([seed] * len(seeds) if self.policy.shared_noise else seeds, shape, START)
         noises = noise_of(seeds, (self.policy.window, *shape), STEPS).transpose(0, 1)
         return begin, StochasticWindow(first, self.policy.noise_level, noises.to(self.device))
-
-    def report(self, batches: Any, count: int) -> dict[str, float]:
-        return self.rewarder.distance()
-
-    def watch(self, step: int, figures: Mapping[str, float]) -> None:
-        self.rewarder.watch(step, figures)
-
-    def close(self) -> None:
-        self.rewarder.pool.close()
-
-    def metadata(self) -> dict[str, Any]:
-        return {"before": self.rewarder.before}
-
-    def load_metadata(self, metadata: Mapping[str, Any]) -> None:
-        self.rewarder.before = dict(metadata.get("before", {}))

@@ -47,6 +47,12 @@ def clipped_loss(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
+def ratio_figures(log_ratio: Tensor, clip: float) -> dict[str, Tensor]:
+    """For the log: how far the ratios are from 1 at most, and the share of them that ``clip`` may cut off."""
+    distance = (log_ratio.detach().exp() - 1).abs()
+    return {"ratio": distance.max(), "clipped": (distance > clip).float().mean()}
+
+
 def k3(log_prob: Tensor, reference: Tensor) -> Tensor:
     """The estimate k3 of the KL divergence from the starting model, elementwise: never negative, without bias
     (Schulman 2020, http://joschu.net/blog/kl-approx.html)."""

@@ -1,10 +1,10 @@
 """What both halves need around a rollout: pictures of the weights as they are, their rewards, and what is watched."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -18,16 +18,18 @@ from arimage.inference.engine import Engine
 from arimage.inference.networks import choose_dtype
 from arimage.inference.requests import EngineImage, ImageRequest
 from arimage.inference.settings import Settings, settings_from
+from arimage.training.batches import RolloutPlace
 from arimage.training.codes import reference_view
 from arimage.training.config import TrainConfig
 from arimage.training.examples import Example
 from arimage.training.guards import TrainingStopped
-from arimage.training.objective import Losses
+from arimage.training.objective import Losses, Objective
 from arimage.training.reinforcement.config import RewardsConfig
 from arimage.training.reinforcement.pool import RewardPool
 from arimage.training.reinforcement.rewards import Instruments, Truth
 from arimage.training.samples import LiveNetworks
 
+Made = TypeVar("Made")
 SEEDS = 2**62
 ANOTHER = 0x9E3779B97F4A7C15 >> 2
 
@@ -185,6 +187,42 @@ class Rewarder:
                     f"reinforcement.stop.{name}={most:g}. The states before it stay; --finish writes the newest as a "
                     "checkpoint, a higher weight of kl keeps nearer to the start"
                 )
+
+
+class RewardedObjective(Objective):
+    """What both halves have in common: rollouts that several updates learn from, and evaluations that are watched.
+
+    A rollout follows from the weights, the seed and its number, and states lie between rollouts; so a run that is
+    stopped goes on as if it had not been.
+    """
+
+    rewarder: Rewarder
+    _number = -1
+    _rollouts: dict[int, Any]
+
+    def kept(self, place: RolloutPlace, make: Callable[[], Made]) -> Made:
+        """The rollout of a batch, made by the whole weights when its first micro-batch comes."""
+        if place.rollout != self._number:
+            self._number, self._rollouts = place.rollout, {}
+        if place.batch not in self._rollouts:
+            with whole_weights(self), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                self._rollouts[place.batch] = make()
+        return self._rollouts[place.batch]
+
+    def report(self, batches: Any, count: int) -> dict[str, float]:
+        return self.rewarder.distance()
+
+    def watch(self, step: int, figures: Mapping[str, float]) -> None:
+        self.rewarder.watch(step, figures)
+
+    def close(self) -> None:
+        self.rewarder.pool.close()
+
+    def metadata(self) -> dict[str, Any]:
+        return {"before": self.rewarder.before}
+
+    def load_metadata(self, metadata: Mapping[str, Any]) -> None:
+        self.rewarder.before = dict(metadata.get("before", {}))
 
 
 def _with(request: ImageRequest, seed: int, codes: Tensor | None) -> ImageRequest:

@@ -2,8 +2,7 @@
 
 A rollout draws groups of pictures for each prompt, at temperature 1 from all codes, the decoder's noise being the same
 within a group. What counts is how much better a picture is than its group. Several updates learn from a rollout, from
-teacher-forced log-probabilities of its codes. A rollout follows from the weights, the seed and its number, so a run
-that is stopped between two of them goes on as if it had not been.
+teacher-forced log-probabilities of its codes.
 """
 
 import time
@@ -35,9 +34,9 @@ from arimage.training.batches import RolloutPlace
 from arimage.training.codes import encode_views
 from arimage.training.examples import Example
 from arimage.training.objective import Losses
-from arimage.training.reinforcement.policy import advantages, clipped_loss, k3
+from arimage.training.reinforcement.policy import advantages, clipped_loss, k3, ratio_figures
 from arimage.training.reinforcement.reference import StartingModel
-from arimage.training.reinforcement.rollout import Asked, Rewarder, asked, whole_weights
+from arimage.training.reinforcement.rollout import Asked, RewardedObjective, Rewarder, asked, whole_weights
 from tokenizer.semantic_tokenizer import half_size_pixels
 
 EXPLORING = TokenSampling(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, guidance=1.0)
@@ -71,7 +70,7 @@ def code_log_probs(model: AutoregressiveModel, row: Packed, codes: int) -> tuple
     return -F.cross_entropy(scores, row.labels[drawn], reduction="none"), row.owner[drawn]
 
 
-class TokenPolicyObjective(AutoregressiveObjective):
+class TokenPolicyObjective(RewardedObjective, AutoregressiveObjective):
     """The clipped objective of GRPO, with the divergence from the starting model."""
 
     def __init__(self, *given: Any, checkpoint: Checkpoint) -> None:
@@ -84,8 +83,6 @@ class TokenPolicyObjective(AutoregressiveObjective):
         if self.policy.kl:
             self.starting = StartingModel(self.model, self.config, self.device)
         self.measured_before_learning = self.loss_may_leap = True
-        self._rollout = -1
-        self._kept: dict[int, TokenRollout] = {}
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         return {"asked": asked(examples, self.limits)}
@@ -111,9 +108,7 @@ class TokenPolicyObjective(AutoregressiveObjective):
             figures["kl"] = divergence.detach().mean()
         by_sample = torch.zeros(len(chosen), device=self.device).index_add(0, owner, losses)
         counts = torch.bincount(owner, minlength=len(chosen))
-        ratio = (now.detach() - old).exp()
-        figures["ratio"] = (ratio - 1).abs().max()
-        figures["clipped"] = ((ratio - 1).abs() > self.policy.clip).float().mean()
+        figures |= ratio_figures(now - old, self.policy.clip)
         return {"loss": (by_sample / counts * counted).mean(), **figures}
 
     @torch.no_grad()
@@ -127,12 +122,7 @@ class TokenPolicyObjective(AutoregressiveObjective):
 
     def rollout(self, place: RolloutPlace, prompts: Sequence[Asked]) -> TokenRollout:
         """The rollout of a batch, made when its first micro-batch comes."""
-        if place.rollout != self._rollout:
-            self._rollout, self._kept = place.rollout, {}
-        if place.batch not in self._kept:
-            with whole_weights(self), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                self._kept[place.batch] = self.make(prompts)
-        return self._kept[place.batch]
+        return self.kept(place, lambda: self.make(prompts))
 
     def make(self, prompts: Sequence[Asked]) -> TokenRollout:
         """Draw, render and judge a group of pictures for each prompt."""
@@ -165,18 +155,3 @@ class TokenPolicyObjective(AutoregressiveObjective):
         preview = self.rewarder.settings.preview_grid and not references
         size = target_grid(*one.request.size)
         return build_prompt(self.vocabulary, one.request.prompt, size, references, preview=preview)
-
-    def report(self, batches: Any, count: int) -> dict[str, float]:
-        return self.rewarder.distance()
-
-    def watch(self, step: int, figures: Mapping[str, float]) -> None:
-        self.rewarder.watch(step, figures)
-
-    def close(self) -> None:
-        self.rewarder.pool.close()
-
-    def metadata(self) -> dict[str, Any]:
-        return {"before": self.rewarder.before}
-
-    def load_metadata(self, metadata: Mapping[str, Any]) -> None:
-        self.rewarder.before = dict(metadata.get("before", {}))
