@@ -1,10 +1,14 @@
 """A run over a table of jobs makes exactly what is missing, whatever happened before."""
 
+import contextlib
 import csv
 import errno
 import json
 import os
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pyarrow
@@ -12,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from arimage.errors import ArimageError, Cancelled, UsageError
-from arimage.scale import stores
+from arimage.scale import jobs, stores
 from arimage.scale.batch import Batch
 from arimage.scale.jobs import Basis, Table
 from arimage.scale.local import run_here
@@ -21,8 +25,8 @@ from arimage.scale.stages import Output
 from arimage.scale.stores import Store, StoreError
 from arimage.scale.stub import StubStages
 from arimage.scale.target import Target
+from tests.stub_run import SIZES
 
-SIZES = {"encoded": 64, "codes": 64, "latents": 64, "picture": 64}
 BASIS = Basis("w")
 
 
@@ -216,8 +220,6 @@ def test_an_identity_is_that_of_everything_the_picture_depends_on(tmp_path):
     ]  # fmt: skip
     os.remove(tmp_path / "r.png")
     (tmp_path / "r.png").write_bytes(b"2")
-    from arimage.scale import jobs
-
     jobs._stored_version.cache_clear()
     assert len({same, *others, identity()}) == 2 + len(others)
 
@@ -278,9 +280,10 @@ def test_a_store_that_fails_for_a_while_is_waited_for(monkeypatch, tmp_path):
     summary, _ = run(jobs, target_of(place, "webdataset", patience=10))
     assert (summary.made, summary.listed) == (10, 10)
     assert len({row["job"] for row in target_of(place, patience=10).manifest()}) == 10
+    calls.append(None)
+    calls.extend([None] * (len(calls) % 2))
     with pytest.raises(StoreError, match=r"cannot read memory://.*reset by peer \(tried for 0 s\)"):
-        for _ in range(2):
-            Store(place, 0.0).read("manifest.jsonl")
+        Store(place, 0.0).read("manifest.jsonl")
 
 
 def test_a_store_writes_whole_files_and_new_ones_once(tmp_path):
@@ -303,3 +306,34 @@ def test_a_store_writes_whole_files_and_new_ones_once(tmp_path):
 
 def test_times_are_said_in_two_units() -> None:
     assert [duration(s) for s in (41, 700, 12_000, 450_000)] == ["41 s", "12 min", "3 h 20 min", "5 d 5 h"]
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    """SIGKILL while pictures are written and shards are packed; the moments follow from how much is there."""
+    jobs = table(tmp_path / "jobs.jsonl", ROWS)
+    command = [sys.executable, "-m", "tests.stub_run", jobs.place, str(tmp_path / "out"), "webdataset", "0.05"]
+    for pictures in (2, 6):
+        process = subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.DEVNULL)
+        while process.poll() is None and there(tmp_path / "out") < pictures:
+            time.sleep(0.005)
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+    before = there(tmp_path / "out")
+    summary, made = run(jobs, target_of(tmp_path / "out", "webdataset"))
+    assert before >= 6
+    assert (summary.listed, len(made)) == (10, 10 - before)
+    run(jobs, target_of(tmp_path / "whole", "webdataset"))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def there(folder: Path) -> int:
+    """Pictures of which a row has been written, once each."""
+    found = {path.stem for path in folder.glob(".arimage/staging/*/*.json")}
+    with contextlib.suppress(OSError):
+        for path in folder.glob(".arimage/parts/*.jsonl"):
+            found |= {json.loads(line)["id"] for line in path.read_text().splitlines()}
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            found |= {name.removesuffix(".json") for name in tar.getnames() if name.endswith(".json")}
+    return len(found)

@@ -65,7 +65,10 @@ def prepare(
 
 
 def plan(
-    config: Annotated[Path, typer.Argument(help="A stage, for example configs/glm-image-9b/decoder-1024.yaml.")],
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="A stage, for example configs/glm-image-9b/decoder-1024.yaml; with --serve, times."),
+    ] = None,
     overrides: Overrides = None,
     gpus: Annotated[int, typer.Option("--gpus", help="How many GPUs.", min=1)] = 8,
     gpu_memory: Annotated[float, typer.Option("--gpu-memory", help="Of each, in GB.", min=1)] = 80,
@@ -78,12 +81,35 @@ def plan(
     model: Annotated[
         Path | None, typer.Option("--model", help="model.yaml of the dimensions; by default the one beside the stage.")
     ] = None,
+    serve: Annotated[
+        bool,
+        typer.Option("--serve", help="Divide GPUs among the stages of making pictures, by times of arimage batch."),
+    ] = False,
+    gpu_price: Annotated[
+        float | None, typer.Option("--gpu-price", help="With --serve: of a GPU-hour, for the cost.", min=0)
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Say what a stage needs: memory of a GPU, work of a step, time, and whether it fits.
 
     arimage plan configs/glm-image-9b/decoder-1024.yaml --gpus 64 --gpu-memory 80
+
+    arimage plan --serve times.json --gpus 8
     """
+    from arimage.errors import UsageError
+
+    if serve:
+        from arimage.cli.console import print_json
+        from arimage.scale.planning import plan_lines, plan_serving
+
+        division = plan_serving(config, gpus, gpu_price)
+        if json:
+            print_json(division)
+        else:
+            print("\n".join(plan_lines(division)))
+        return
+    if config is None:
+        raise UsageError("name a stage, for example configs/glm-image-9b/decoder-1024.yaml; or use --serve")
     from arimage.training.plan import Machine, plan_stage
 
     machine = Machine(gpus, gpu_memory, teraflops, utilisation)

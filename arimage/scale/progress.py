@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from arimage.scale.stages import STAGES, Stage
 
@@ -45,6 +46,10 @@ class Progress:
     Args:
         total: jobs of the table.
         say: takes a line.
+
+    Attributes:
+        workers: of each stage, where there are several.
+        gpus: of all workers.
     """
 
     def __init__(self, total: int, say: Callable[[str], None] = lambda line: None) -> None:
@@ -53,6 +58,8 @@ class Progress:
         self.there = self.made = self.failed = 0
         self.started = self._spoke = time.monotonic()
         self._recent: deque[float] = deque()
+        self.workers: dict[Stage, int] = {}
+        self.gpus = 0.0
 
     def stage(self, stage: Stage, pictures: int, seconds: float) -> None:
         """So many pictures are through a stage, in one call that took so long."""
@@ -80,6 +87,11 @@ class Progress:
     def left(self) -> int:
         """Jobs that nothing is known of yet."""
         return max(0, self.total - self.there - self.made - self.failed)
+
+    def as_json(self) -> dict[str, Any]:
+        """Times, as :meth:`StageSeconds.read` takes them."""
+        seconds = {name: stage.of_one for name, stage in self.stages.items()}
+        return {"seconds": seconds, "elapsed": time.monotonic() - self.started}
 
     def line(self) -> str:
         """Where the run stands."""

@@ -101,6 +101,10 @@ class ModelStages:
             self._pipeline = load(**self.model)
         return self._pipeline
 
+    def use(self, pipeline: Any) -> None:
+        """Take an opened model, in this process."""
+        self._pipeline = pipeline
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pipeline": None}
 

@@ -63,6 +63,15 @@ class Store:
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.place, self.patience)
 
+    def check(self) -> None:
+        """Refuse a store that cannot be written, before the work.
+
+        Raises:
+            StoreError: it cannot.
+        """
+        self.write(".arimage/writable", b"")
+        self.remove(".arimage/writable")
+
     def write(self, name: str, contents: bytes, *, new: bool = False) -> bool:
         """Write a file whole; with ``new`` only where there is none, and whether it was written.
 
