@@ -112,9 +112,9 @@ def faults(options: argparse.Namespace) -> dict[str, Any]:
         for kind in options.kinds.split(","):
             place, hits = folder / kind, 0
             while True:
-                command = [sys.executable, __file__, "driver", "--jobs", str(options.jobs), "--place", str(place),
-                           "--table", jobs.place, "--workers", str(options.workers), "--nodes", str(options.nodes)]  # fmt: skip
-                driver = subprocess.Popen(command)
+                run = {"place": place, "table": jobs.place, "workers": options.workers, "nodes": options.nodes}
+                given = [text for name, value in run.items() for text in (f"--{name}", str(value))]
+                driver = subprocess.Popen([sys.executable, __file__, "driver", *given])
                 while driver.poll() is None:
                     time.sleep(moments.uniform(0.5, 2.0))
                     if hits < options.times and there(place) > options.jobs * hits // (options.times + 1):

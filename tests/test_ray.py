@@ -14,7 +14,7 @@ pytest.importorskip("ray")
 from arimage.errors import UsageError
 from arimage.scale.batch import Batch
 from arimage.scale.cluster import Cluster, default_cluster
-from arimage.scale.jobs import Basis, Table
+from arimage.scale.jobs import Table
 from arimage.scale.local import run_here
 from arimage.scale.pools import Pools, connect
 from arimage.scale.progress import Progress
@@ -108,7 +108,7 @@ def test_a_job_that_ends_its_workers_fails_and_no_other_does(ray, tmp_path):
 def test_what_waits_is_bounded_where_a_stage_is_slow(ray, tmp_path):
     """All taken jobs that are not finished; 2 x 4 for tokens and 4 on their way, and so on."""
     jobs = table(tmp_path / "jobs.jsonl", [{"prompt": f"fox {i}"} for i in range(120)])
-    taken, most = 0, 0
+    most = 0
 
     def watch(number: int, pools: Pools) -> None:
         nonlocal most

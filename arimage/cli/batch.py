@@ -66,6 +66,7 @@ def batch(
     from typing import get_args
 
     from arimage.cli.console import Console, print_json
+    from arimage.cli.pools import check_pools
     from arimage.errors import UsageError, nearest
     from arimage.scale.batch import Batch
     from arimage.scale.jobs import Basis, Table
@@ -81,15 +82,10 @@ def batch(
         )
     if format.lower() not in KINDS:
         raise UsageError(f"--format must be one of png, jpeg, webp, got {format!r}{nearest(format, KINDS)}")
-    if cluster is not None and ray is None:
-        raise UsageError("--cluster is for --ray")
+    check_pools(ray, cluster)
     kind = KINDS[format.lower()]
     if form == "parquet":
         needs_pyarrow()
-    if ray is not None:
-        from arimage.scale.pools import import_ray
-
-        import_ray()
     console = Console(quiet)
     given = {
         "path": None if model is None else str(model), "device": device, "dtype": dtype, "placement": placement,
@@ -143,16 +139,11 @@ def _executor(
         return lambda works: run_here(stages, works, progress, batch or TOKEN_BATCH, together)
     import torch
 
-    from arimage.scale.cluster import Cluster, default_cluster
-    from arimage.scale.pools import Pools, connect
+    from arimage.cli.pools import open_pools
+    from arimage.scale.pools import Pools
     from arimage.scale.stages import STAGES
-    from arimage.yaml_files import load_yaml
 
-    pools = None if cluster is None else load_yaml(cluster, Cluster)
-    connected = connect(ray)
-    if pools is None:
-        there = connected.cluster_resources()
-        pools = default_cluster(there.get("CPU", 1.0), there.get("GPU", 0.0))
+    connected, pools = open_pools(ray, cluster)
     if batch is not None:
         pools = pools.model_copy(update={"batch": batch})
     progress.gpus, progress.workers = pools.gpus, {stage: pools.pool(stage).most for stage in STAGES}

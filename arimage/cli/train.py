@@ -45,13 +45,18 @@ def prepare(
     overrides: Overrides = None,
     count: Annotated[int, typer.Option("-n", "--count", help="Samples to prepare.", min=1)] = 10_000,
     shard: Annotated[int, typer.Option("--shard", help="Samples of a shard.", min=1)] = 512,
+    ray: options.Ray = None,
+    cluster: options.ClusterFile = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Encode a stage's data once: visual tokens, previews, latents, glyph strings.
 
     arimage prepare configs/nano/decoder-256.yaml -n 20000 -o runs/nano/cache
     """
+    from functools import partial
+
     from arimage.cli.console import Console
+    from arimage.cli.pools import check_pools, open_pools
     from arimage.files import check_writable
     from arimage.training.cache import INDEX
     from arimage.training.config import TrainConfig
@@ -59,8 +64,15 @@ def prepare(
     from arimage.yaml_files import load_yaml
 
     check_writable([output / INDEX])
+    check_pools(ray, cluster)
     console = Console(quiet)
-    made = run(load_yaml(config, TrainConfig, overrides or []), output, count, shard, console.note)
+    stage, spread_over = load_yaml(config, TrainConfig, overrides or []), None
+    if ray is not None:
+        from arimage.scale.spread import spread
+
+        connected, pools = open_pools(ray, cluster)
+        spread_over = partial(spread, connected, pools.pool("encode"))
+    made = run(stage, output, count, shard, console.note, spread_over)
     print(f"{output}: {made.samples} samples in {made.shards} shards, {made.skipped} skipped")
 
 

@@ -14,8 +14,8 @@ from functools import lru_cache
 from typing import Any
 
 from arimage.errors import ArimageError, UsageError, nearest
-from arimage.options import OPTIONS, Task, options_of, recorded, refuse_misplaced, resolve
 from arimage.images.inputs import shown
+from arimage.options import OPTIONS, Task, options_of, recorded, refuse_misplaced, resolve
 from arimage.scale.stores import StoreError, join, lines_of, version_of
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")

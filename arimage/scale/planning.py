@@ -158,7 +158,7 @@ def simulated(seconds: StageSeconds, gpus: int, overhead: float = 0.03, losses_a
     return divide(seconds, gpus).rate * (1 - overhead) * (1 - losses_a_day * 600 / 86400)
 
 
-# The released 9B + 7B model at 1024 px in 20 steps, a network each on two H100: vLLM-Omni #3042, see docs/benchmarks.md.
+# The released 9B + 7B model at 1024 px in 20 steps, a network each on two H100: vLLM-Omni #3042, docs/benchmarks.md.
 # Tokens of one picture take 19.0 s there; of sixteen together five times that, which is our own factor at small size.
 # The 2.7 s of the whole that are neither tokens nor diffusion stand for pixels.
 PUBLISHED = StageSeconds(encode=0.0, tokens=19.0 * 5 / 16, diffusion=5.9, pixels=2.7)

@@ -300,10 +300,8 @@ class Pools:
         for item in lost:
             item.losses += 1
             if item.losses >= self.cluster.losses:
-                yield Outcome(
-                    item.work,
-                    problem=f"{item.losses} workers were lost with it, the last in {worker.stage}: {_first_line(error)}",
-                )
+                told = f"{item.losses} workers were lost with it, the last in {worker.stage}: {_first_line(error)}"
+                yield Outcome(item.work, problem=told)
             else:
                 item.begin_again()
                 self._waiting["encode"].appendleft(item)

@@ -41,7 +41,7 @@ def tar_rows(path: Path) -> Iterator[Row]:
 
 
 def write_parquet(path: Path, rows: Iterable[Row], contents: Callable[[Row], bytes]) -> None:
-    """Columns ``id``, ``prompt``, ``image`` ({bytes, path}, as Hugging Face has it) and ``row``, JSON with the recipe."""
+    """Columns ``id``, ``prompt``, ``image`` ({bytes, path}, as Hugging Face has it), ``row``: JSON with the recipe."""
     pyarrow = needs_pyarrow()
     text = pyarrow.string()
     picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", text)])
