@@ -54,7 +54,7 @@ def rate(options: argparse.Namespace) -> dict[str, Any]:
     ray = connect("local", num_cpus=2, object_store_memory=options.store * 2**20)
     seconds = {stage: value / options.quicker for stage, value in CALLS.items()}
     progress = Progress(options.jobs, print)
-    pools = Pools(ray, StubStages(None, seconds, SIZES), cluster_of(options.workers), progress, print)
+    pools = Pools(ray, StubStages(seconds=seconds, sizes=SIZES), cluster_of(options.workers), progress, print)
 
     def works() -> Iterator[Work]:
         for number in range(options.jobs):

@@ -21,8 +21,8 @@ class RayTaskError(RayError):
 class Ref:
     """What a call gave, or why it gave nothing."""
 
-    def __init__(self, value: Any = None, error: Exception | None = None) -> None:
-        self.value, self.error = value, error
+    def __init__(self, value: Any = None, error: Exception | None = None, name: str = "") -> None:
+        self.value, self.error, self.name = value, error, name
 
 
 class RayHere:
@@ -30,11 +30,13 @@ class RayHere:
 
     Args:
         lose: whether the actor is lost in a call, by the call's name and number.
+        slow: a call that ends when no other is left.
     """
 
     exceptions = SimpleNamespace(RayError=RayError, RayActorError=RayActorError, RayTaskError=RayTaskError)
 
-    def __init__(self, lose: Callable[[str, int], bool] = lambda name, number: False) -> None:
+    def __init__(self, lose: Callable[[str, int], bool] = lambda name, number: False, slow: str = "") -> None:
+        self.slow = slow
         self.lose, self.calls, self.actors = lose, itertools.count(), list[Actor]()
 
     def put(self, value: Any) -> Ref:
@@ -46,7 +48,9 @@ class RayHere:
         return ref.value
 
     def wait(self, refs: list[Ref], num_returns: int, timeout: float) -> tuple[list[Ref], list[Ref]]:
-        return refs[:num_returns], refs[num_returns:]
+        ready = [ref for ref in refs if ref.name != self.slow]
+        ready = (ready if ready or not timeout else refs)[:num_returns]
+        return ready, [ref for ref in refs if ref not in ready]
 
     def kill(self, actor: "Actor") -> None:
         actor.gone = True
@@ -95,7 +99,9 @@ class Method:
             actor.gone = True
             made = [Ref(error=RayActorError("the actor is gone")) for _ in range(self.count)]
         else:
-            answer = getattr(actor.inside, self.name)(*(one.value if isinstance(one, Ref) else one for one in arguments))
-            made = [Ref(answer)] if self.count == 1 else [Ref(one) for one in answer]
+            answer = getattr(actor.inside, self.name)(
+                *(one.value if isinstance(one, Ref) else one for one in arguments)
+            )
+            made = [Ref(one, name=self.name) for one in ([answer] if self.count == 1 else answer)]
             assert len(made) == self.count
         return made[0] if self.count == 1 else made

@@ -128,6 +128,13 @@ def test_added_rows_are_made_and_the_others_are_kept(tmp_path):
     assert sorted(row["row"] for row in listed) == list(range(1, 13))
 
 
+def test_a_target_has_one_form(tmp_path):
+    jobs = table(tmp_path / "jobs.jsonl", ROWS)
+    run(jobs, target_of(tmp_path / "out", "webdataset"))
+    with pytest.raises(UsageError, match="holds webdataset, not pictures: choose another target, or --form webdataset"):
+        run(jobs, target_of(tmp_path / "out"))
+
+
 def test_two_runs_at_once_leave_what_one_would(tmp_path):
     """The second begins and ends while the first is on its way."""
     jobs = table(tmp_path / "jobs.jsonl", ROWS)
@@ -229,6 +236,8 @@ def test_rows_without_seeds_have_seeds_of_their_own_that_do_not_depend_on_their_
     second = list(table(tmp_path / "b.jsonl", [{"prompt": "y"}, {"prompt": "x"}, {"prompt": "x"}]))
     assert len({job.arguments["seed"] for job in first}) == 3
     assert {job.identity for job in first} == {job.identity for job in second}
+    others = table(tmp_path / "b.jsonl", [{"prompt": "y", "steps": 3}, {"prompt": "x"}], Basis("v", kind="webp"))
+    assert [job.arguments["seed"] for job in others] == [first[2].arguments["seed"], first[0].arguments["seed"]]
 
 
 @pytest.mark.parametrize(("name", "words"), [("jobs.txt", "jobs are read from"), ("none.jsonl", "does not exist")])

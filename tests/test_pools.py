@@ -14,10 +14,10 @@ from arimage.scale.cluster import Cluster
 from arimage.scale.local import run_here
 from arimage.scale.pools import Pools
 from arimage.scale.progress import Progress
-from arimage.scale.stages import Output
-from arimage.scale.stores import Store
+from arimage.scale.stages import Output, Work
+from arimage.scale.stores import Store, StoreError
 from arimage.scale.stub import StubStages
-from arimage.scale.target import Target
+from arimage.scale.target import Place, Target
 from tests.conftest import photo
 from tests.ray_here import RayHere
 from tests.stub_run import SIZES
@@ -61,12 +61,12 @@ def test_workers_lost_at_random_change_nothing(tmp_path, seed):
 
 
 def test_tokens_are_drawn_in_batches_and_workers_are_added_where_work_waits(tmp_path):
-    ray = RayHere()
+    ray = RayHere(slow="tokens")
     _, stages, _ = run(ray, table(tmp_path / "jobs.jsonl", ROWS), tmp_path / "out")
     assert max(stages.batches) == 4
     assert sum(stages.batches) == 60
     assert len(stages.batches) <= 25
-    assert 4 <= len(ray.actors) <= 6
+    assert len(ray.actors) == 6
     assert all(actor.gone for actor in ray.actors), "they end with the run"
 
 
@@ -80,6 +80,29 @@ def test_workers_that_cannot_start_end_the_run(tmp_path):
     jobs = table(tmp_path / "jobs.jsonl", ROWS)
     with pytest.raises(ArimageError, match="workers of encode end while they start"):
         run(RayHere(lambda name, number: name == "ready"), jobs, tmp_path / "out")
+
+
+def test_what_waits_is_bounded_where_a_stage_is_slow(tmp_path):
+    """At most two batches wait for tokens, two pictures for each worker behind them, and two calls of each are made."""
+    jobs, most, encoded, finished = table(tmp_path / "jobs.jsonl", ROWS), 0, 0, 0
+    progress, store = Progress(jobs.count), Store(str(tmp_path / "out"))
+    pools = Pools(RayHere(), StubStages(Output(store), sizes=SIZES), CLUSTER, progress)
+    for _ in pools.run(Work(job, Place("0")) for job in jobs):
+        finished += 1
+        encoded = progress.stages["encode"].pictures
+        most = max(most, encoded - finished)
+    assert finished == 60
+    assert most <= 8 + 4 + 2 * (6 + 4) + 8
+
+
+def test_a_target_that_a_worker_cannot_write_ends_the_run(tmp_path):
+    jobs = table(tmp_path / "jobs.jsonl", ROWS)
+    (tmp_path / "file").write_text("")
+    progress = Progress(jobs.count)
+    stages = StubStages(Output(Store(str(tmp_path / "file"), 0.0)), sizes=SIZES)
+    pools = Pools(RayHere(), stages, CLUSTER, progress)
+    with pytest.raises(StoreError, match=r"cannot (write|read|list) .*file/"):
+        Batch(jobs, Target(Store(str(tmp_path / "out"))), progress, 4, 0.0).run(pools.run)
 
 
 class Served:

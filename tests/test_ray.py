@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -13,19 +14,22 @@ pytest.importorskip("ray")
 
 from arimage.errors import UsageError
 from arimage.scale.batch import Batch
-from arimage.scale.cluster import Cluster, default_cluster
+from arimage.scale.cluster import Cluster, Pool, default_cluster
 from arimage.scale.jobs import Table
 from arimage.scale.local import run_here
 from arimage.scale.pools import Pools, connect
 from arimage.scale.progress import Progress
+from arimage.scale.spread import spread
 from arimage.scale.stages import Output
-from arimage.scale.stores import Store, StoreError
+from arimage.scale.stores import Store
 from arimage.scale.stub import StubStages
 from arimage.scale.target import Target
 from arimage.yaml_files import validate
 from tests.stub_run import SIZES
 from tests.test_batch import contents, table
+from tests.test_batch_command import batch  # noqa: F401
 
+pytestmark = pytest.mark.timeout(900)  # processes start slowly on a busy machine
 SMALL = {"num_cpus": 0.25}
 CLUSTER = Cluster.model_validate(
     {
@@ -44,6 +48,15 @@ def ray():
     connected.shutdown()
 
 
+class Failing(StubStages):
+    """Fails where the stub would end its process."""
+
+    def diffusion(self, encoded, drawn):
+        if encoded[0] == "fatal":
+            raise ValueError("fatal")
+        return super().diffusion(encoded, drawn)
+
+
 def run(ray, jobs: Table, place: Path, watch=lambda number, pools: None, share=0.0, **stub):
     """A run on the pools; ``watch`` is called at every outcome."""
     progress, store = Progress(jobs.count), Store(str(place), 0.0)
@@ -60,8 +73,8 @@ def run(ray, jobs: Table, place: Path, watch=lambda number, pools: None, share=0
 def alone(jobs: Table, place: Path) -> dict[str, bytes]:
     """What one process makes of the same jobs."""
     progress, store = Progress(jobs.count), Store(str(place))
-    stages = StubStages(Output(store), sizes=SIZES)
-    Batch(jobs, Target(store, "webdataset"), progress, 16, 0.0).run(lambda works: run_here(stages, works, progress, 4))
+    stages = Failing(Output(store), sizes=SIZES, bad="bad")
+    Batch(jobs, Target(store, "webdataset"), progress, 16, 1.0).run(lambda works: run_here(stages, works, progress, 4))
     return contents(place)
 
 
@@ -77,57 +90,40 @@ def actors() -> list[psutil.Process]:
     return found
 
 
-def test_lost_workers_cost_no_picture_and_make_none_twice(ray, tmp_path):
-    jobs = table(tmp_path / "jobs.jsonl", [{"prompt": f"fox {i}"} for i in range(40)])
-    moments = random.Random(0)
+def test_lost_workers_cost_no_picture_and_a_job_that_ends_them_fails_alone(ray, tmp_path):
+    rows = [{"prompt": f"fox {i}"} for i in range(40)]
+    rows[5]["prompt"], rows[9]["prompt"] = "fatal", "bad"
+    jobs, moments = table(tmp_path / "jobs.jsonl", rows), random.Random(0)
 
     def kill(number: int, pools: Pools) -> None:
-        if number in (3, 17, 30):
+        if number in (3, 20):
             os.kill(moments.choice(actors()).pid, signal.SIGKILL)
 
-    summary, pools = run(ray, jobs, tmp_path / "out", kill, seconds={"diffusion": 0.05})
-    assert (summary.listed, summary.failed) == (40, 0)
-    assert pools.lost >= 2, "the last one may be lost when nothing is left for it"
-    assert contents(tmp_path / "out") == alone(jobs, tmp_path / "alone")
-    assert actors() == [] or all(process.status() == psutil.STATUS_ZOMBIE for process in actors())
-
-
-def test_a_job_that_ends_its_workers_fails_and_no_other_does(ray, tmp_path):
-    rows = [{"prompt": f"fox {i}"} for i in range(12)]
-    rows[5]["prompt"], rows[9]["prompt"] = "fatal", "bad"
-    jobs = table(tmp_path / "jobs.jsonl", rows)
-    summary, _ = run(ray, jobs, tmp_path / "out", share=1.0, fatal="fatal", bad="bad")
-    assert (summary.listed, summary.failed) == (10, 2)
-    reasons = {
-        row["row"]: row["reason"] for row in map(json.loads, (tmp_path / "out/failures.jsonl").read_text().splitlines())
-    }
+    summary, pools = run(ray, jobs, tmp_path / "out", kill, share=1.0, fatal="fatal", bad="bad")
+    assert (summary.listed, summary.failed) == (38, 2)
+    assert pools.lost >= 4
+    lines = (tmp_path / "out/failures.jsonl").read_text().splitlines()
+    reasons = {row["row"]: row["reason"] for row in map(json.loads, lines)}
     assert reasons[6].startswith("3 workers were lost with it, the last in diffusion")
     assert reasons[10] == "ValueError: 'bad' cannot be diffused"
+    assert all(process.status() == psutil.STATUS_ZOMBIE for process in actors())
+    by_one = alone(jobs, tmp_path / "alone")
+    assert {**contents(tmp_path / "out"), "failures.jsonl": by_one["failures.jsonl"]} == by_one
 
 
-def test_what_waits_is_bounded_where_a_stage_is_slow(ray, tmp_path):
-    """All taken jobs that are not finished; 2 x 4 for tokens and 4 on their way, and so on."""
-    jobs = table(tmp_path / "jobs.jsonl", [{"prompt": f"fox {i}"} for i in range(120)])
-    most = 0
-
-    def watch(number: int, pools: Pools) -> None:
-        nonlocal most
-        most = max(most, pools.progress.stages["encode"].pictures - number)
-
-    summary, _ = run(ray, jobs, tmp_path / "out", watch, seconds={"pixels": 0.02})
-    assert summary.listed == 120
-    assert most < 48
+def test_the_command_makes_the_files_of_a_run_without_ray(ray, batch):  # noqa: F811
+    """Text, references, edits, a mask; the networks run in workers."""
+    for place, more in (("plain", []), ("pools", ["--ray"])):
+        code, out, err = batch("jobs.jsonl", "-o", place, *more)
+        assert (code, out) == (0, f"{place}: 5 pictures, 5 of them new, 0 failed\n"), err
+    assert contents(Path("pools")) == contents(Path("plain"))
 
 
-def test_a_target_that_a_worker_cannot_write_ends_the_run(ray, tmp_path):
-    jobs = table(tmp_path / "jobs.jsonl", [{"prompt": "fox"}])
-    (tmp_path / "file").write_text("")
-    stages = StubStages(Output(Store(str(tmp_path / "file"), 0.0)), sizes=SIZES)
-    progress = Progress(1)
-    with pytest.raises(StoreError, match=r"cannot write .*file/"):
-        Batch(jobs, Target(Store(str(tmp_path / "out"))), progress, 4, 0.0).run(
-            Pools(ray, stages, CLUSTER, progress).run
-        )
+def test_a_function_is_spread_over_workers_in_order(ray):
+    pool = Pool(num_cpus=0.25, actors=2)
+    assert list(spread(ray, pool, partial(partial, pow, 2), range(20))) == [2**i for i in range(20)]
+    with pytest.raises(ValueError, match="invalid literal"):
+        list(spread(ray, pool, partial(partial, int), ["1", "x"]))
 
 
 def test_a_cluster_file_is_checked():

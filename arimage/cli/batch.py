@@ -62,11 +62,10 @@ def batch(
 
     arimage batch jobs.parquet -o s3://bucket/run1 --form webdataset --ray --cluster cluster.yaml
     """
-    import tempfile
     from typing import get_args
 
     from arimage.cli.console import Console, print_json
-    from arimage.cli.pools import check_pools
+    from arimage.cli.pools import check_pools, for_workers
     from arimage.errors import UsageError, nearest
     from arimage.scale.batch import Batch
     from arimage.scale.jobs import Basis, Table
@@ -88,32 +87,31 @@ def batch(
         needs_pyarrow()
     console = Console(quiet)
     given = {
-        "path": None if model is None else str(model), "device": device, "dtype": dtype, "placement": placement,
-        "lora": tuple(lora or ()), "quantization": quantization, "compile": compile,
+        "device": device, "dtype": dtype, "placement": placement, "lora": tuple(lora or ()),
+        "quantization": quantization, "compile": compile,
     }  # fmt: skip
     if ray is None:
-        pipeline = console.load(model, **{name: value for name, value in given.items() if name != "path"})
+        pipeline = console.load(model, **given)
     else:  # workers have GPUs; for names of jobs this machine needs none
         pipeline = console.load(model, device="cpu", lora=lora or ())
-    computed = "" if ray is None or not (dtype or quantization) else f" {dtype} {quantization}"
-    if ray is None and pipeline.networks.precision != "float32":
-        computed = f" {pipeline.networks.precision}"
-    weights = pipeline.networks.weights_hash() + computed
+        given = for_workers(model, given)
+    asked = f" {dtype} {quantization}" if dtype or quantization else ""
+    weights = pipeline.networks.weights_hash() + asked
     basis = Basis(weights, pipeline.checkpoint.sampling, chosen, size, f"{kind} {recipe} {ai_mark}")
     table = Table(jobs, basis)
     progress = Progress(table.count, console.note)
-    with tempfile.TemporaryDirectory() as scratch:
-        store = Store(scratch if dry_run else output, patience)
-        if not dry_run:
-            store.check()
-        stages = ModelStages(Output(store, kind, recipe, ai_mark), given)
-        if ray is None:
-            stages.use(pipeline)
-        execute = _executor(stages, progress, token_batch, ray, cluster, console.note)
-        if dry_run:
-            _estimate(table, progress, execute, dry_jobs, json)
-            return
-        summary = Batch(table, Target(store, form, kind), progress, shard, max_failures).run(execute)  # type: ignore[arg-type]
+    store = Store(output, patience)
+    stages = ModelStages(Output(None if dry_run else store, kind, recipe, ai_mark), given)
+    if ray is None:
+        stages.use(pipeline)
+    if not dry_run:
+        store.check()
+    execute = _executor(stages, progress, token_batch, ray, cluster, console.note)
+    if dry_run:
+        _estimate(table, progress, execute, dry_jobs, json)
+        return
+    target = Target(store, form, kind)  # type: ignore[arg-type]
+    summary = Batch(table, target, progress, shard, max_failures).run(execute)
     if summary.failed:
         console.note(f"{summary.failed} jobs failed: {output}/failures.jsonl says why")
     if json:

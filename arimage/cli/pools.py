@@ -34,3 +34,12 @@ def open_pools(ray: str, cluster: Path | None) -> "tuple[Any, Cluster]":
         there = connected.cluster_resources()
         pools = default_cluster(there.get("CPU", 1.0), there.get("GPU", 0.0))
     return connected, pools
+
+
+def for_workers(model: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of :func:`arimage.load` that mean the same in another folder, where workers may run."""
+    from arimage.checkpoints.lora import parse_lora
+
+    adapters = [parse_lora(one) for one in given["lora"]]
+    path = None if model is None else str(model.absolute() if model.exists() else model)
+    return given | {"path": path, "lora": tuple((str(path.absolute()), strength) for path, strength in adapters)}

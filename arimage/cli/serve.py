@@ -80,7 +80,7 @@ def serve(
     import importlib
 
     from arimage.cli.console import Console, rewriter_at
-    from arimage.cli.pools import check_pools, open_pools
+    from arimage.cli.pools import check_pools, for_workers, open_pools
     from arimage.errors import ArimageError, UsageError
     from arimage.files import check_writable
 
@@ -113,7 +113,7 @@ def serve(
 
         pipeline = console.load(model, device="cpu", lora=lora or ())
         connected, pools = open_pools(ray, cluster)
-        stages = ServingStages({"path": None if model is None else str(model), **given}, torch.get_num_threads())
+        stages = ServingStages(for_workers(model, given), torch.get_num_threads())
         worker = PoolWorker(pipeline, queue, connected, stages, pools)
     config = ServerConfig(
         api_key=api_key,

@@ -7,6 +7,7 @@ names, the settings and the weights. It does not depend on the row's place in th
 import csv
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any
 from arimage.errors import ArimageError, UsageError, nearest
 from arimage.images.inputs import shown
 from arimage.options import OPTIONS, Task, options_of, recorded, refuse_misplaced, resolve
-from arimage.scale.stores import StoreError, join, lines_of, version_of
+from arimage.scale.stores import StoreError, is_url, join, lines_of, version_of
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 PICTURES = ("image", "references", "mask")
@@ -87,7 +88,8 @@ class Table:
         self.kind = next((suffix for suffix in SUFFIXES if place.lower().endswith(suffix)), "")
         if not self.kind:
             raise UsageError(f"{place}: jobs are read from {', '.join(SUFFIXES)} files")
-        self.folder = place.rpartition("/")[0] if "/" in place else ""
+        here = place if is_url(place) else os.path.abspath(place.removeprefix("file://"))
+        self.folder = here.rpartition("/")[0]
         try:
             self.count = sum(1 for _ in self._rows()) if self.kind != ".parquet" else self._parquet().metadata.num_rows
         except FileNotFoundError:
@@ -170,23 +172,27 @@ class Table:
         arguments["options"] = recorded(defaults | given["settings"])
         refuse_misplaced(given["settings"], task, bool(sources))
         tier, settings = resolve(arguments["options"], self.basis.sampling)
-        about = {
+        own = {
             "arguments": {key: value for key, value in arguments.items() if key not in ("sources", "mask", "options")},
             "sources": [_version(place) for place in arguments["sources"]],
             "mask": _version(arguments["mask"]) if "mask" in arguments else None,
+            "id": name,
+        }
+        if "seed" in given:
+            seed = given["seed"]
+        else:  # the same whatever the settings and the model, so that they can be compared
+            contents = _short(json.dumps(own, sort_keys=True))
+            copies[contents] = copies.get(contents, 0) + 1
+            seed = _short(f"{contents} {copies[contents]}") % 2**32
+        arguments["seed"] = seed
+        about = own | {
+            "seed": seed,
             "settings": recorded(settings),
             "tier": tier,
             "weights": self.basis.weights,
             "kind": self.basis.kind,
-            "id": name,
         }
-        if "seed" in given:
-            about["seed"] = given["seed"]
-        else:
-            contents = _short(json.dumps(about, sort_keys=True))
-            about["copy"] = copies[contents] = copies.get(contents, 0) + 1
         identity = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-        arguments["seed"] = given["seed"] if "seed" in given else int(identity[-8:], 16)
         if name:
             names.add(_short(name))
         return Job(row, name or identity[:16], identity[:32], task, arguments)

@@ -57,9 +57,9 @@ class Stages(Protocol):
 
 @dataclass(frozen=True)
 class Output:
-    """How picture files are written; the arguments of :meth:`GeneratedImage.to_bytes`."""
+    """How picture files are written, nowhere without a store; the others are of :meth:`GeneratedImage.to_bytes`."""
 
-    store: Store
+    store: Store | None
     kind: str = "png"
     recipe: bool = True
     ai_mark: bool = True
@@ -148,6 +148,8 @@ class ModelStages:
         output = self.output
         contents = result.to_bytes(output.kind, recipe=output.recipe, ai_mark=output.ai_mark)
         recipe = result.recipe.model_dump(mode="json")
+        if output.store is None:
+            return {"id": work.job.id, "job": work.job.identity}
         return write_picture(output.store, work.place, work.job, output.kind, contents, recipe)
 
     def _call(self, job: Job) -> Any:

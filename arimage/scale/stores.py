@@ -57,11 +57,13 @@ class Store:
     def __init__(self, place: str, patience: float = PATIENCE) -> None:
         self.place, self.patience = place.removeprefix("file://"), patience
         self.local = not is_url(place)
-        if not self.local:
+        if self.local:
+            self._folder = Path(os.path.abspath(self.place))
+        else:
             self._files, self._root = filesystem(place)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Store, (self.place, self.patience)
+        return Store, (str(self._folder) if self.local else self.place, self.patience)
 
     def check(self) -> None:
         """Refuse a store that cannot be written, before the work.
@@ -141,7 +143,7 @@ class Store:
         self._patiently("remove", name, removed)
 
     def _path(self, name: str) -> Path:
-        return Path(self.place, name)
+        return self._folder / name
 
     def _key(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"

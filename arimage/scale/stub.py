@@ -22,14 +22,14 @@ class StubStages:
     """Stages of given times.
 
     Args:
-        output: where "pictures" go; None writes nothing.
+        output: where "pictures" go.
         seconds: of a call of each stage, however many pictures a batch of tokens has.
         sizes: bytes of what is handed on.
         bad: jobs whose prompts contain this text fail in diffusion.
         fatal: those whose prompts contain this one end the process.
     """
 
-    output: Output | None = None
+    output: Output = field(default_factory=lambda: Output(None))
     seconds: Mapping[Stage, float] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=lambda: SIZES)
     bad: str = "\0"
@@ -63,7 +63,7 @@ class StubStages:
         job = work.job
         recipe = {"prompt": job.arguments["prompt"], "seed": job.arguments["seed"], "output_size": [32, 32]}
         picture = hashlib.sha256(drawn.tobytes() + latents.tobytes()).digest() * (self.sizes["picture"] // 32)
-        if self.output is None:
+        if self.output.store is None:
             return {"id": job.id, "job": job.identity, "row": job.row, "recipe": recipe}
         return write_picture(self.output.store, work.place, job, self.output.kind, picture, recipe)
 

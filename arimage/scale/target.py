@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arimage.errors import UsageError
 from arimage.scale.jobs import Job
 from arimage.scale.shards import READERS, SUFFIXES, WRITERS, Form, Row, to_json
 from arimage.scale.stores import Store, StoreError
@@ -68,8 +69,24 @@ class Target:
         self.store, self.form, self.kind = store, form, kind
 
     def finished(self) -> set[bytes]:
-        """The identities of all jobs whose pictures are in finished parts."""
-        return {bytes.fromhex(row["job"]) for name in self._parts() for row in self._rows(name)}
+        """The identities of all jobs whose pictures are in finished parts.
+
+        Raises:
+            UsageError: they are kept in another form.
+        """
+        found: set[bytes] = set()
+        for name in self._parts():
+            for row in self._rows(name):
+                form = next(
+                    (form for form, suffix in SUFFIXES.items() if suffix and row["file"].endswith(suffix)), None
+                )
+                if (form or "pictures") != self.form:
+                    raise UsageError(
+                        f"{self.store.place} holds {form or 'pictures'}, not {self.form}: choose another target, or "
+                        f"--form {form or 'pictures'}"
+                    )
+                found.add(bytes.fromhex(row["job"]))
+        return found
 
     def open_part(self, number: int, jobs: Sequence[Job]) -> Part:
         """The part of these unfinished jobs, with the rows of pictures that are there already."""

@@ -15,7 +15,6 @@ from arimage.scale.cluster import Cluster
 from arimage.scale.pools import Pools
 from arimage.scale.progress import Progress
 from arimage.scale.stages import ModelStages, Outcome, Output
-from arimage.scale.stores import Store
 from arimage.server.errors import ApiError, from_library
 from arimage.server.worker import Ended, Finished, Job, Worker, made_tokens
 
@@ -35,7 +34,7 @@ class ServingStages(ModelStages):
     """The stages on calls that are opened, whose pictures come back in place of rows."""
 
     def __init__(self, model: Mapping[str, Any], threads: int | None = None) -> None:
-        super().__init__(Output(Store("")), model, threads)
+        super().__init__(Output(None), model, threads)
 
     def encode(self, work: Any) -> Any:
         call: Call = work.call
