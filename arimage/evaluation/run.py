@@ -1,6 +1,7 @@
 """An evaluation from its config to its report."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -99,7 +100,7 @@ def evaluate(
             batches = []
         made: Iterable[list[Image.Image]] = (pictures(batch, pipeline, config) for batch in batches)
         if spread is not None:
-            made = spread(partial(_maker, config), batches)
+            made = spread(partial(_maker, config.model_copy(update={"model": _absolute(config.model)})), batches)
         for batch, several in zip(batches, made):
             for case, picture in zip(batch, several):
                 if case.index not in ceilings:
@@ -109,6 +110,11 @@ def evaluate(
         what = "grids" if config.part == "autoregressive" else "pictures"
         say(f"{group}: {len(wanted)} {what}, " + ", ".join(f"{r.ability} {100 * r.share:.0f} %" for r in found))
     return outcomes
+
+
+def _absolute(model: str | None) -> str | None:
+    """A folder as it is called from everywhere."""
+    return os.path.abspath(model) if model is not None and os.path.isdir(model) else model
 
 
 def _maker(config: EvaluateConfig) -> Callable[[Sequence[Case]], list[Image.Image]]:

@@ -15,7 +15,8 @@ from arimage.scale.cluster import Cluster
 from arimage.scale.pools import Pools
 from arimage.scale.progress import Progress
 from arimage.scale.stages import ModelStages, Outcome, Output
-from arimage.server.errors import ApiError, from_library
+from arimage.server.errors import ApiError
+from arimage.server.logs import LOG
 from arimage.server.worker import Ended, Finished, Job, Worker, made_tokens
 
 TURN = 0.05  # seconds after which the pools look for new requests
@@ -89,18 +90,9 @@ class PoolWorker(Worker):
         self.pipeline.networks.weights_hash()
 
     def _serve(self) -> None:
-        try:
-            with closing(self._pools.run(self._works())) as outcomes:  # type: ignore[type-var]
-                for outcome in outcomes:
-                    self._finish(outcome)
-        except Exception as error:
-            with self._changed:
-                self.failure, self.state = error, "failed"
-                unfinished = [*self._queue, *self._taken]
-                self._queue.clear()
-                self._taken.clear()
-            for job in unfinished:
-                job.emit(Ended(from_library(error, ())))
+        with closing(self._pools.run(self._works())) as outcomes:  # type: ignore[type-var]
+            for outcome in outcomes:
+                self._finish(outcome)
 
     def _works(self) -> Iterator[Any]:
         """The pictures of requests as they come; None where there is none at the moment."""
@@ -130,7 +122,8 @@ class PoolWorker(Worker):
         running, picture = known
         job = running.job
         if outcome.row is None:
-            self._end(job, ApiError(500, "failed", outcome.problem))
+            LOG.error("failed", extra={"fields": {"request_id": job.id, "reason": outcome.problem}})
+            self._end(job, ApiError(500, "server_error", "the picture could not be made; the log says why"))
             return
         image: Any = outcome.row
         running.made[picture] = image

@@ -10,6 +10,7 @@ latents, by far the most of the work, are left out, and the autoencoder is free 
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -94,7 +95,9 @@ def prepare(
         if {"latents": True, **index["about"]} != json.loads(json.dumps(about)):
             raise DataError(f"{folder} holds a cache of other networks or settings; choose another folder")
     encoded = (
-        _here(config.start, latents) if spread is None else partial(spread, partial(_encoder, config.start, latents))
+        _here(config.start, latents)
+        if spread is None
+        else partial(spread, partial(_encoder, os.path.abspath(config.start), latents))
     )
     batches = StepBatches(config.data, config.batch_size, lambda examples: {}, config.captions, seed=config.seed)
     shards: list[dict[str, Any]] = index["shards"]
