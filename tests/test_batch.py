@@ -128,6 +128,17 @@ def test_added_rows_are_made_and_the_others_are_kept(tmp_path):
     assert sorted(row["row"] for row in listed) == list(range(1, 13))
 
 
+def test_what_killed_runs_left_half_written_goes(tmp_path):
+    out = tmp_path / "out"
+    for folder in (out, out / "00000"):
+        folder.mkdir()
+        for name, hours in ((".old.part", 2), (".new.part", 0)):
+            (folder / name).write_bytes(b"half")
+            os.utime(folder / name, (time.time() - 3600 * hours,) * 2)
+    run(table(tmp_path / "jobs.jsonl", ROWS[:2]), target_of(out))
+    assert sorted(path.name for path in out.rglob("*.part")) == [".new.part"] * 2
+
+
 def test_a_target_has_one_form(tmp_path):
     jobs = table(tmp_path / "jobs.jsonl", ROWS)
     run(jobs, target_of(tmp_path / "out", "webdataset"))

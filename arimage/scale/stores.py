@@ -20,6 +20,7 @@ from arimage.errors import ArimageError
 
 PATIENCE = 300.0
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+ABANDONED = 3600.0
 # What waiting does not mend.
 FINAL = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR,
@@ -141,6 +142,14 @@ class Store:
                     self._path(name).unlink()
 
         self._patiently("remove", name, removed)
+
+    def sweep(self, folder: str) -> None:
+        """Remove what killed runs were writing to a local folder, an hour after the last of it."""
+        if self.local:
+            for part in self._path(folder).glob(".*.part"):
+                with suppress(OSError):
+                    if time.time() - part.stat().st_mtime > ABANDONED:
+                        part.unlink()
 
     def _path(self, name: str) -> Path:
         return self._folder / name

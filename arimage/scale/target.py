@@ -74,6 +74,8 @@ class Target:
         Raises:
             UsageError: they are kept in another form.
         """
+        for folder in ("", PARTS):
+            self.store.sweep(folder)
         found: set[bytes] = set()
         for name in self._parts():
             for row in self._rows(name):
@@ -127,7 +129,9 @@ class Target:
                     self._adopt(part)
         lines = b"".join(to_json({key: row[key] for key in row if key != "recipe"}) + b"\n" for row in _in_order(part))
         self.store.write(f"{PARTS}/{part.name}.jsonl", lines, new=True)
-        if self.form != "pictures":
+        if self.form == "pictures":
+            self.store.sweep(part.place.folder)
+        else:
             self.store.remove(part.place.folder)
 
     def write_failures(self, failures: Sequence[Row]) -> None:
