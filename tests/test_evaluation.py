@@ -235,6 +235,29 @@ def test_generated_codes_are_counted_where_the_things_are(assets: Assets, tmp_pa
     assert all(row.ceiling == 1 and 0 <= row.low <= row.share <= row.high <= 1 for row in table)
 
 
+def test_pictures_that_are_made_elsewhere_are_the_same(assets: Assets, tmp_path: Path) -> None:
+    class Blind:
+        """Sees nothing."""
+
+        def __init__(self) -> None:
+            self.assets = assets
+
+        def __call__(self, case: object, picture: Image.Image) -> dict[str, tuple[float, float]]:
+            return {"seen": (1.0, 1.0)}
+
+    folder = tiny_folder(tmp_path / "tiny")
+    wanted = config(assets, "remove")
+    few = {"one": wanted.groups["one"].model_copy(update={"cases": 2})}
+    wanted = wanted.model_copy(
+        update={"part": "autoencoder", "languages": ("en",), "groups": few, "model": str(folder)}
+    )
+    judge: Any = Blind()
+    here = evaluate(wanted, load(folder), judge, lambda line: None)
+    there = evaluate(wanted, load(folder), judge, lambda line: None, lambda make, batches: map(make(), batches))
+    assert [one.picture.tobytes() for one in here] == [one.picture.tobytes() for one in there]
+    assert len(here) == 2
+
+
 def test_the_table_pools_points_and_shows_languages_and_ceiling(assets: Assets, tmp_path: Path) -> None:
     made = cases(config(assets, "subject"), assets, "one")
     assert [case.language for case in made[:2]] == ["en", "zh"]

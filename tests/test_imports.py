@@ -25,8 +25,9 @@ ROOMS["arimage.inference"] = {*ROOMS["arimage.checkpoints"], "arimage.checkpoint
 ROOMS["arimage.data"] = {*BASE, "tokenizer", "arimage.checkpoints", "arimage.images"}
 ROOMS["arimage.evaluation"] = {*ROOMS["arimage.inference"], "arimage.inference", "arimage.data"}
 ROOMS["arimage.training"] = {*ROOMS["arimage.evaluation"], "arimage.evaluation"}
-ROOMS["arimage.server"] = {*ROOMS["arimage.inference"], "arimage.inference"}
-ROOMS["arimage.cli"] = {*ROOMS["arimage.training"], "arimage.training", "arimage.server"}
+ROOMS["arimage.scale"] = {*ROOMS["arimage.inference"], "arimage.inference"}
+ROOMS["arimage.server"] = {*ROOMS["arimage.scale"], "arimage.scale"}
+ROOMS["arimage.cli"] = {*ROOMS["arimage.training"], "arimage.training", "arimage.server", "arimage.scale"}
 
 
 def module_name(file: Path) -> str:

@@ -1097,10 +1097,11 @@ def test_preparing_goes_on_where_it_stopped_and_other_networks_are_refused(
     prepare(config, tmp_path / "whole", 12, 4, lambda text: None)
     prepare(config, tmp_path / "parts", 4, 4, lambda text: None)
     prepare(config, tmp_path / "parts", 12, 4, lambda text: None)
-    for name in ("shard-00000", "shard-00002"):
-        assert (tmp_path / "whole" / f"{name}.safetensors").read_bytes() == (
-            tmp_path / "parts" / f"{name}.safetensors"
-        ).read_bytes()
+    prepare(config, tmp_path / "spread", 4, 4, lambda text: None, lambda make, records: map(make(), records))
+    for name, other in (("shard-00000", "parts"), ("shard-00002", "parts"), ("shard-00000", "spread")):
+        for suffix in (".safetensors", ".json"):
+            written = (tmp_path / "whole" / f"{name}{suffix}").read_bytes()
+            assert written == (tmp_path / other / f"{name}{suffix}").read_bytes()
     other = train(stage("autoencoder", start, assets, tmp_path / "other"))
     from_cache = stage(
         "decoder", other, assets, tmp_path / "run2", data=[{"cache": str(tmp_path / "whole")}], evaluation=[]

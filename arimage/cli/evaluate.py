@@ -16,6 +16,8 @@ def evaluate(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report.")] = Path("evaluation"),
     group: Annotated[list[str] | None, typer.Option("--group", help="Only this group; may be repeated.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; all cores by default.", min=1)] = None,
+    ray: options.Ray = None,
+    cluster: options.ClusterFile = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
@@ -25,9 +27,12 @@ def evaluate(
 
     arimage evaluate configs/nano/evaluate.yaml model=runs/nano/nano cases=20 -o runs/nano/evaluation
     """
+    from functools import partial
+
     import torch
 
     from arimage.cli.console import Console, print_json
+    from arimage.cli.pools import check_pools, open_pools
     from arimage.errors import UsageError, nearest
     from arimage.evaluation.config import EvaluateConfig
     from arimage.evaluation.report import REPORT, markdown, write_report
@@ -38,6 +43,7 @@ def evaluate(
     from arimage.yaml_files import load_yaml
 
     check_writable(output / name for name in REPORT)
+    check_pools(ray, cluster)
     if threads is not None:
         torch.set_num_threads(threads)
     wanted = load_yaml(config, EvaluateConfig, overrides or [])
@@ -51,7 +57,13 @@ def evaluate(
     if wanted.part == "tokenizer":
         outcomes, table, figures = [], tokenizer_rows(wanted, pipeline, judge.assets), {}
     else:
-        outcomes = run(wanted, pipeline, judge, console.note)
+        spread_over = None
+        if ray is not None:
+            from arimage.scale.spread import spread
+
+            connected, pools = open_pools(ray, cluster)
+            spread_over = partial(spread, connected, pools.pool("diffusion"))
+        outcomes = run(wanted, pipeline, judge, console.note, spread_over)
         codes_only = wanted.part == "autoregressive"
         table, figures = rows(outcomes), {} if codes_only else distances(outcomes, wanted, judge)
         wanted = wanted.model_copy(update={"shown": 0}) if codes_only else wanted

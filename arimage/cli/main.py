@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from arimage.cli import batch as batch_command
 from arimage.cli import benchmark as benchmark_command
 from arimage.cli import data as data_commands
 from arimage.cli import edit as edit_command
@@ -22,6 +23,7 @@ from arimage.cli import serve as serve_command
 from arimage.cli import train as train_commands
 from arimage.cli import upscale as upscale_command
 from arimage.cli.console import print_what_can_be_shown
+from arimage.cli.options import with_ray_address
 
 INTERRUPTED = 130
 WRONG_USAGE = 2
@@ -38,6 +40,7 @@ app.command("generate")(generate_command.generate)
 app.command("edit")(edit_command.edit)
 app.command("explore")(explore_command.explore)
 app.command("upscale")(upscale_command.upscale)
+app.command("batch")(batch_command.batch)
 app.command("inspect")(provenance.inspect)
 app.command("reproduce")(provenance.reproduce)
 app.command("info")(model_commands.info)
@@ -83,7 +86,7 @@ def run(arguments: list[str] | None = None) -> None:
     print_what_can_be_shown()
     try:
         with _quiet_libraries():
-            code = app(arguments, prog_name="arimage", standalone_mode=False)
+            code = app(with_ray_address(arguments), prog_name="arimage", standalone_mode=False)
     except BaseException as error:
         if debug and not isinstance(error, SystemExit):
             raise

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,6 +88,27 @@ Rewrite = Annotated[
     _option("--rewrite", panel=PICTURE, help="Chat endpoint that rewrites prompts, such as http://127.0.0.1:8080/v1."),
 ]
 RewriteModel = Annotated[str, _option("--rewrite-model", panel=PICTURE, help="Model that the endpoint is asked for.")]
+
+Ray = Annotated[
+    str | None,
+    _option(
+        "--ray", panel=MACHINE, help="Work on a Ray cluster: [ADDRESS], HOST:PORT; by default the one that runs here."
+    ),
+]
+ClusterFile = Annotated[
+    Path | None, _option("--cluster", panel=MACHINE, help="YAML of workers of each stage, see docs/scale.md.")
+]
+RAY_ADDRESS = re.compile(r"auto|local|ray://.+|[\w.-]+:\d+|\[[0-9a-fA-F:]+\]:\d+")
+
+
+def with_ray_address(arguments: list[str]) -> list[str]:
+    """Arguments in which ``--ray`` has its address, ``auto`` where none follows it."""
+    completed: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], ""]):
+        completed.append(argument)
+        if argument == "--ray" and not RAY_ADDRESS.fullmatch(following):
+            completed.append("auto")
+    return completed
 
 
 def sampling(task: Task) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -65,6 +65,8 @@ def serve(
     lora: options.Lora = None,
     quantization: options.Quantization = None,
     compile: options.Compile = False,
+    ray: options.Ray = None,
+    cluster: options.ClusterFile = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Serve a model with the interface of OpenAI's images API.
@@ -72,10 +74,13 @@ def serve(
     arimage serve
 
     arimage serve --model runs/nano/nano --port 9000 --alias gpt-image-2
+
+    arimage serve --ray --cluster cluster.yaml
     """
     import importlib
 
     from arimage.cli.console import Console, rewriter_at
+    from arimage.cli.pools import check_pools, for_workers, open_pools
     from arimage.errors import ArimageError, UsageError
     from arimage.files import check_writable
 
@@ -91,17 +96,25 @@ def serve(
         raise UsageError("--api-key is empty: give a key, or leave it out")
     if save is not None:
         check_writable([save / "picture.png"])
+    check_pools(ray, cluster)
     console = Console(quiet)
     rewriter = rewriter_at(rewrite, rewrite_model)
-    pipeline = console.load(
-        model,
-        device=device,
-        dtype=dtype,
-        placement=placement,
-        lora=lora or (),
-        quantization=quantization,
-        compile=compile,
-    )
+    given = {
+        "device": device, "dtype": dtype, "placement": placement, "lora": tuple(lora or ()),
+        "quantization": quantization, "compile": compile,
+    }  # fmt: skip
+    worker = None
+    if ray is None:
+        pipeline = console.load(model, **given)
+    else:
+        import torch
+
+        from arimage.server.pools import PoolWorker, ServingStages
+
+        pipeline = console.load(model, device="cpu", lora=lora or ())
+        connected, pools = open_pools(ray, cluster)
+        stages = ServingStages(for_workers(model, given), torch.get_num_threads())
+        worker = PoolWorker(pipeline, queue, connected, stages, pools)
     config = ServerConfig(
         api_key=api_key,
         aliases=tuple(alias or ()),
@@ -120,4 +133,4 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     console.note(f"{pipeline.checkpoint.name} at http://{shown}:{listening.getsockname()[1]}/v1; Ctrl-C stops it")
     with logging_to_stderr(quiet):
-        Server(pipeline, config).serve_on(listening)
+        Server(pipeline, config, worker).serve_on(listening)

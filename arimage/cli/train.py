@@ -45,13 +45,18 @@ def prepare(
     overrides: Overrides = None,
     count: Annotated[int, typer.Option("-n", "--count", help="Samples to prepare.", min=1)] = 10_000,
     shard: Annotated[int, typer.Option("--shard", help="Samples of a shard.", min=1)] = 512,
+    ray: options.Ray = None,
+    cluster: options.ClusterFile = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Encode a stage's data once: visual tokens, previews, latents, glyph strings.
 
     arimage prepare configs/nano/decoder-256.yaml -n 20000 -o runs/nano/cache
     """
+    from functools import partial
+
     from arimage.cli.console import Console
+    from arimage.cli.pools import check_pools, open_pools
     from arimage.files import check_writable
     from arimage.training.cache import INDEX
     from arimage.training.config import TrainConfig
@@ -59,13 +64,23 @@ def prepare(
     from arimage.yaml_files import load_yaml
 
     check_writable([output / INDEX])
+    check_pools(ray, cluster)
     console = Console(quiet)
-    made = run(load_yaml(config, TrainConfig, overrides or []), output, count, shard, console.note)
+    stage, spread_over = load_yaml(config, TrainConfig, overrides or []), None
+    if ray is not None:
+        from arimage.scale.spread import spread
+
+        connected, pools = open_pools(ray, cluster)
+        spread_over = partial(spread, connected, pools.pool("encode"))
+    made = run(stage, output, count, shard, console.note, spread_over)
     print(f"{output}: {made.samples} samples in {made.shards} shards, {made.skipped} skipped")
 
 
 def plan(
-    config: Annotated[Path, typer.Argument(help="A stage, for example configs/glm-image-9b/decoder-1024.yaml.")],
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="A stage, for example configs/glm-image-9b/decoder-1024.yaml; with --serve, times."),
+    ] = None,
     overrides: Overrides = None,
     gpus: Annotated[int, typer.Option("--gpus", help="How many GPUs.", min=1)] = 8,
     gpu_memory: Annotated[float, typer.Option("--gpu-memory", help="Of each, in GB.", min=1)] = 80,
@@ -78,12 +93,35 @@ def plan(
     model: Annotated[
         Path | None, typer.Option("--model", help="model.yaml of the dimensions; by default the one beside the stage.")
     ] = None,
+    serve: Annotated[
+        bool,
+        typer.Option("--serve", help="Divide GPUs among the stages of making pictures, by times of arimage batch."),
+    ] = False,
+    gpu_price: Annotated[
+        float | None, typer.Option("--gpu-price", help="With --serve: of a GPU-hour, for the cost.", min=0)
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Say what a stage needs: memory of a GPU, work of a step, time, and whether it fits.
 
     arimage plan configs/glm-image-9b/decoder-1024.yaml --gpus 64 --gpu-memory 80
+
+    arimage plan --serve times.json --gpus 8
     """
+    from arimage.errors import UsageError
+
+    if serve:
+        from arimage.cli.console import print_json
+        from arimage.scale.planning import plan_lines, plan_serving
+
+        division = plan_serving(config, gpus, gpu_price)
+        if json:
+            print_json(division)
+        else:
+            print("\n".join(plan_lines(division)))
+        return
+    if config is None:
+        raise UsageError("name a stage, for example configs/glm-image-9b/decoder-1024.yaml; or use --serve")
     from arimage.training.plan import Machine, plan_stage
 
     machine = Machine(gpus, gpu_memory, teraflops, utilisation)

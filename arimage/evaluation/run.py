@@ -1,8 +1,10 @@
 """An evaluation from its config to its report."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from arimage.evaluation.config import EvaluateConfig
 from arimage.evaluation.features import kernel_distance
 from arimage.evaluation.judge import Judge, Share
 from arimage.images.masks import EditMask
+from arimage.inference.api import load
 from arimage.inference.pipeline import ImagePipeline
 from arimage.inference.requests import EngineImage, ImageRequest
 
@@ -68,19 +71,38 @@ def make_judge(config: EvaluateConfig) -> Judge:
     return Judge(assets, composer.concepts, composer.styles)
 
 
+Spread = Callable[
+    [Callable[[], Callable[[Sequence[Case]], list[Image.Image]]], Iterable[Sequence[Case]]], Iterator[list[Image.Image]]
+]
+
+
 def evaluate(
-    config: EvaluateConfig, pipeline: ImagePipeline, judge: Judge, say: Callable[[str], None] = print
+    config: EvaluateConfig,
+    pipeline: ImagePipeline,
+    judge: Judge,
+    say: Callable[[str], None] = print,
+    spread: Spread | None = None,
 ) -> list[Outcome]:
-    """Make and judge every picture of an evaluation."""
+    """Make and judge every picture of an evaluation.
+
+    Args:
+        spread: has pictures of many batches made elsewhere, in order: :func:`arimage.scale.spread.spread`. They are the
+            same pictures.
+    """
     outcomes: list[Outcome] = []
     for group in config.groups:
         wanted = cases(config, judge.assets, group)
         ceilings: dict[int, dict[str, Share]] = {}
-        for batch in _batches(wanted, config.batch):
-            if config.part == "autoregressive":
+        batches = list(_batches(wanted, config.batch))
+        if config.part == "autoregressive":
+            for batch in batches:
                 outcomes += _of_codes(batch, pipeline, config)
-                continue
-            for case, picture in zip(batch, pictures(batch, pipeline, config)):
+            batches = []
+        made: Iterable[list[Image.Image]] = (pictures(batch, pipeline, config) for batch in batches)
+        if spread is not None:
+            made = spread(partial(_maker, config.model_copy(update={"model": _absolute(config.model)})), batches)
+        for batch, several in zip(batches, made):
+            for case, picture in zip(batch, several):
                 if case.index not in ceilings:
                     ceilings[case.index] = judge(case, case.record.image)
                 outcomes.append(Outcome(case, picture, judge(case, picture), ceilings[case.index]))
@@ -88,6 +110,17 @@ def evaluate(
         what = "grids" if config.part == "autoregressive" else "pictures"
         say(f"{group}: {len(wanted)} {what}, " + ", ".join(f"{r.ability} {100 * r.share:.0f} %" for r in found))
     return outcomes
+
+
+def _absolute(model: str | None) -> str | None:
+    """A folder as it is called from everywhere."""
+    return os.path.abspath(model) if model is not None and os.path.isdir(model) else model
+
+
+def _maker(config: EvaluateConfig) -> Callable[[Sequence[Case]], list[Image.Image]]:
+    """What makes the pictures of a batch, with a model of its own."""
+    pipeline = load(config.model)
+    return lambda batch: pictures(batch, pipeline, config)
 
 
 def tokenizer_rows(config: EvaluateConfig, pipeline: ImagePipeline, assets: Assets) -> list[Row]:

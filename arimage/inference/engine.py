@@ -3,10 +3,14 @@
 :class:`Engine` runs any mixture of requests (texts, sizes, references, masks) in groups: stage by stage, so that each
 network is needed once a group and tokens of its pictures are generated in one batch. What a picture looks like depends
 on its own request and the settings alone.
+
+The stages may be called one by one, on machines of their own: :meth:`Engine.encode`, :meth:`Engine.tokens`,
+:meth:`Engine.diffuse`, :meth:`Engine.render`. No picture passes from one to the next, only :class:`Encoded`, codes and
+latents.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +19,7 @@ from torch import Tensor
 
 from arimage.autoregressive.generation import TOKEN_BATCH, UNCONSTRAINED, TokenProgress, TokenRequest, generate_grids
 from arimage.autoregressive.layout import Prompt, build_prompt, preview_grid, target_grid
+from arimage.images.masks import FEATHER
 from arimage.images.sizes import resized
 from arimage.inference.networks import Networks
 from arimage.inference.requests import (
@@ -40,16 +45,50 @@ Sources = dict[SourceKey, Reference]
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What the stages of one call share.
+class Encoded:
+    """A request as tokens and diffusion see it.
 
-    ``glyphs`` are those of every prompt and of the negative text; ``estimates`` is how many clean estimates are shown.
+    Attributes:
+        seed: of the picture.
+        tokens: what is to be generated; None where the codes are given.
+        preview: the codes of the preview grid where only those are given.
+        glyphs, negative_glyphs: (L, E) embeddings of the prompt's quoted texts, and of the negative text.
+        references: latents and codes of the pictures that the prompt refers to.
+        known: latents of what is protected, and where.
+        start_latents: (C, 4h, 4w) where ``strength`` below 1 starts from.
     """
+
+    seed: int
+    tokens: TokenRequest | None
+    glyphs: Tensor
+    negative_glyphs: Tensor
+    preview: Tensor | None = None
+    references: tuple[Reference, ...] = ()
+    known: KnownRegion | None = None
+    start_latents: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "Encoded":
+        """With what is large on a device; on the CPU it can travel."""
+        return replace(
+            self,
+            glyphs=self.glyphs.to(device),
+            negative_glyphs=self.negative_glyphs.to(device),
+            preview=None if self.preview is None else self.preview.to(device),
+            references=tuple(Reference(one.latents.to(device), one.codes.to(device)) for one in self.references),
+            known=None
+            if self.known is None
+            else KnownRegion(self.known.latents.to(device), self.known.mask.to(device)),
+            start_latents=None if self.start_latents is None else self.start_latents.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the stages of one call share; ``estimates`` is how many clean estimates are shown."""
 
     requests: Sequence[ImageRequest]
     settings: Settings
-    sources: Sources
-    glyphs: tuple[list[Tensor], Tensor]
+    encoded: Sequence[Encoded]
     on_progress: ProgressCallback | None
     on_preview: PreviewCallback | None
     estimates: int | None
@@ -90,11 +129,8 @@ class Engine:
         every ``preview_every`` steps. What a callback raises ends the call; nothing is left half done, and pictures
         that are through with diffusion are still handed over.
         """
-        requests = self._encode_layouts(requests)
-        sources = self._encode_references(requests)
-        glyphs = self._encode_glyphs([request.prompt for request in requests], settings.negative_text)
-        token_requests = self._token_requests(requests, settings, sources)
-        work = _Work(requests, settings, sources, glyphs, on_progress, on_preview, estimates)
+        encoded = self.encode(requests, settings)
+        work = _Work(requests, settings, encoded, on_progress, on_preview, estimates)
         finished: list[EngineImage] = []
 
         def finish(image: EngineImage) -> None:
@@ -103,7 +139,7 @@ class Engine:
                 on_image(image)
 
         for group in _batches(range(len(requests)), TOKEN_BATCH):
-            codes = self._generate_tokens(requests, token_requests, settings, group, on_progress)
+            codes = self._generate_tokens(requests, encoded, settings, group, on_progress)
             self._show_preview_grids(work, codes)
             # Each picture is rendered as soon as it is decoded, unless that means reading networks anew.
             for turn in _batches(group, len(group) if self.networks.placement == "sequential" else 1):
@@ -124,15 +160,85 @@ class Engine:
 
         So tokens of pictures that have little to do with each other are generated in one batch.
         """
-        requests = self._encode_layouts(requests)
-        token_requests = self._token_requests(requests, settings, self._encode_references(requests))
+        encoded = self.encode(requests, settings)
         codes: dict[int, list[Tensor]] = {}
         for group in _batches(range(len(requests)), TOKEN_BATCH):
-            codes |= self._generate_tokens(requests, token_requests, settings, group, on_progress)
+            codes |= self._generate_tokens(requests, encoded, settings, group, on_progress)
         return [
             replace(request, codes=codes[i][-1], preview_codes=codes[i][0] if len(codes[i]) > 1 else None)
             for i, request in enumerate(requests)
         ]
+
+    def encode(self, requests: Sequence[ImageRequest], settings: Settings) -> list[Encoded]:
+        """The first stage: layouts, references, canvases and glyph texts; each picture is encoded once a size."""
+        requests = self._encode_layouts(requests)
+        sources = self._encode_references(requests)
+        glyphs, negative = self._encode_glyphs([request.prompt for request in requests], settings.negative_text)
+        encoded = []
+        for request, glyph in zip(requests, glyphs):
+            canvas = None if request.canvas is None else sources[id(request.canvas), request.size]
+            known = None
+            if request.mask is not None and canvas is not None:
+                keep = request.mask.protected_cells(*canvas.latents.shape[-2:])
+                known = KnownRegion(canvas.latents, keep.to(canvas.latents))
+            encoded.append(
+                Encoded(
+                    request.seed,
+                    self._token_request(request, settings, sources) if request.codes is None else None,
+                    glyph,
+                    negative,
+                    preview=request.preview_codes if request.codes is None else None,
+                    references=tuple(sources[self._source_key(picture)] for picture in request.references),
+                    known=known,
+                    start_latents=canvas.latents if canvas is not None and settings.decoder.strength < 1 else None,
+                )
+            )
+        return encoded
+
+    def tokens(
+        self,
+        encoded: Sequence[Encoded],
+        settings: Settings,
+        on_progress: Callable[[TokenProgress], None] | None = None,
+    ) -> list[list[Tensor]]:
+        """The second stage: the code grids of each picture, the preview's first where it has one, in one batch."""
+        batch = [one.tokens for one in encoded if one.tokens is not None]
+        assert len(batch) == len(encoded)
+        with self.networks.use("autoregressive") as model:
+            generated = generate_grids(model, batch, settings.tokens, self.vocabulary.codebook_size, on_progress)
+        previews = [one.preview for one in encoded]
+        return [grids if preview is None else [preview, *grids] for grids, preview in zip(generated, previews)]
+
+    def diffuse(
+        self,
+        encoded: Encoded,
+        codes: Tensor,
+        settings: Settings,
+        on_step: Callable[[StepState], None] | None = None,
+    ) -> Tensor:
+        """The third stage: the latents (C, 4h, 4w) of a picture of (h, w) codes."""
+        encoded = encoded.to(self.networks.device)
+        with self.networks.use("transformer") as transformer:
+            request = DecodeRequest(
+                codes=codes,
+                glyphs=encoded.glyphs,
+                negative_glyphs=encoded.negative_glyphs,
+                references=encoded.references,
+                noise=self._noise(encoded.seed, tuple(codes.shape)),
+                known=encoded.known,
+                start_latents=encoded.start_latents,
+            )
+            decoder = DiffusionDecoder(transformer, self.config.scheduler)
+            return decoder.sample([request], settings.decoder, on_step)[0]
+
+    def render(self, request: ImageRequest, latents: Tensor, feather: int = FEATHER) -> Image.Image:
+        """The last stage: the picture, with what a mask protects, at its own size."""
+        with self.networks.use("autoencoder") as autoencoder, torch.no_grad():
+            image = as_picture(autoencoder.decode(latents[None].to(self.networks.device))[0])
+        if request.mask is not None and request.canvas is not None:
+            canvas = request.canvas.convert("RGB")
+            image = request.mask.composite(canvas, resized(image, canvas.size[::-1]), feather)
+        return image if request.output_size is None else resized(image, request.output_size)
 
     def _encode_layouts(self, requests: Sequence[ImageRequest]) -> Sequence[ImageRequest]:
         """The requests, those with a layout with the codes of their preview grids: as a model sees one in training."""
@@ -213,20 +319,10 @@ class Engine:
         prompt = self.prompt(request, references, preview_grid=settings.preview_grid)
         return TokenRequest(prompt, stream(request.seed, "tokens"), fixed, unconditional)
 
-    def _token_requests(
-        self, requests: Sequence[ImageRequest], settings: Settings, sources: Sources
-    ) -> dict[int, TokenRequest]:
-        """By picture, of those whose codes are not given."""
-        return {
-            i: self._token_request(request, settings, sources)
-            for i, request in enumerate(requests)
-            if request.codes is None
-        }
-
     def _generate_tokens(
         self,
         requests: Sequence[ImageRequest],
-        token_requests: dict[int, TokenRequest],
+        encoded: Sequence[Encoded],
         settings: Settings,
         group: Sequence[int],
         on_progress: ProgressCallback | None,
@@ -235,25 +331,19 @@ class Engine:
         given = {
             i: [codes for codes in (requests[i].preview_codes, requests[i].codes) if codes is not None]
             for i in group
-            if i not in token_requests
+            if encoded[i].tokens is None
         }
-        asked = [i for i in group if i in token_requests]
+        asked = [i for i in group if i not in given]
         if not asked:
             return given
-        counts = {i: request.prompt.new_tokens for i, request in token_requests.items()}
+        counts = {i: one.tokens.prompt.new_tokens for i, one in enumerate(encoded) if one.tokens is not None}
         before, total = sum(count for i, count in counts.items() if i < asked[0]), sum(counts.values())
 
         def report(progress: TokenProgress) -> None:
             if on_progress is not None:
                 on_progress(Progress("tokens", before + progress.done, total))
 
-        batch = [token_requests[i] for i in asked]
-        with self.networks.use("autoregressive") as model:
-            generated = generate_grids(model, batch, settings.tokens, self.vocabulary.codebook_size, report)
-        for i, grids in zip(asked, generated):
-            preview = requests[i].preview_codes
-            given[i] = grids if preview is None else [preview, *grids]
-        return given
+        return given | dict(zip(asked, self.tokens([encoded[i] for i in asked], settings, report)))
 
     def _show_preview_grids(self, work: "_Work", codes: dict[int, list[Tensor]]) -> None:
         """Render preview grids in a few unguided steps."""
@@ -284,11 +374,8 @@ class Engine:
         self, work: "_Work", pictures: Sequence[int], codes: dict[int, list[Tensor]], latents: list[Tensor]
     ) -> None:
         """Append the latents of each picture."""
-        settings = work.settings
-        with self.networks.use("transformer") as transformer:
-            decoder = DiffusionDecoder(transformer, self.config.scheduler)
+        with self.networks.use("transformer"):  # held over the pictures, where networks are sequential
             for i in pictures:
-                request = work.requests[i]
 
                 def on_step(state: StepState, picture: int = i) -> None:
                     if work.on_progress is not None:
@@ -297,21 +384,7 @@ class Engine:
                     if work.on_preview is not None and self._is_shown(state, work.estimates):
                         work.on_preview(Preview(picture, "estimate", self._cheap_look(state.clean)))
 
-                canvas = None if request.canvas is None else work.sources[id(request.canvas), request.size]
-                known = None
-                if request.mask is not None and canvas is not None:
-                    keep = request.mask.protected_cells(*canvas.latents.shape[-2:])
-                    known = KnownRegion(canvas.latents, keep.to(canvas.latents))
-                decode = DecodeRequest(
-                    codes=codes[i][-1],
-                    glyphs=work.glyphs[0][i],
-                    negative_glyphs=work.glyphs[1],
-                    references=tuple(work.sources[self._source_key(picture)] for picture in request.references),
-                    noise=self._noise(request.seed, tuple(codes[i][-1].shape)),
-                    known=known,
-                    start_latents=canvas.latents if canvas is not None and settings.decoder.strength < 1 else None,
-                )
-                latents += decoder.sample([decode], settings.decoder, on_step)
+                latents.append(self.diffuse(work.encoded[i], codes[i][-1], work.settings, on_step))
 
     def _is_shown(self, state: StepState, estimates: int | None) -> bool:
         """Whether a step's clean estimate is one of those that are shown; never the last one where they are counted."""
@@ -343,17 +416,9 @@ class Engine:
         """Latents to pictures, each handed over when it is finished."""
         if not pictures:
             return
-        with self.networks.use("autoencoder") as autoencoder:
+        with self.networks.use("autoencoder"):  # held over the pictures, where networks are sequential
             for i, latent in zip(pictures, latents):
-                request = work.requests[i]
-                with torch.no_grad():
-                    image = as_picture(autoencoder.decode(latent[None])[0])
-                if request.mask is not None and request.canvas is not None:
-                    canvas = request.canvas.convert("RGB")
-                    decoded = resized(image, canvas.size[::-1])
-                    image = request.mask.composite(canvas, decoded, work.settings.feather)
-                if request.output_size is not None:
-                    image = resized(image, request.output_size)
+                image = self.render(work.requests[i], latent, work.settings.feather)
                 finish(EngineImage(image, codes[i][-1], codes[i][0] if len(codes[i]) > 1 else None))
 
 

@@ -12,6 +12,7 @@ import gc
 import hashlib
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
@@ -111,7 +112,7 @@ class Networks:
 
     @contextmanager
     def use(self, name: NetworkName) -> Iterator[Any]:
-        """The network, ready to run; freed afterwards when placement is sequential.
+        """The network, ready to run; freed when its outermost use ends where placement is sequential.
 
         Raises:
             ForkedError: see :func:`refuse_fork`.
@@ -125,14 +126,20 @@ class Networks:
                 if name not in self._loaded:
                     self._loaded[name] = self._load(name)
                 network = self._loaded[name]
+            if self.placement == "resident":
+                yield network
+                return
+            self._uses[name] += 1
             try:
                 yield network
             finally:
-                if self.placement == "sequential":
+                self._uses[name] -= 1
+                if not self._uses[name]:
                     self.free(name)
 
     def _renew_locks(self) -> None:
         self._process, self._loading, self._running = os.getpid(), threading.RLock(), threading.RLock()
+        self._uses: Counter[str] = Counter()
 
     @property
     def precision(self) -> str:

@@ -397,10 +397,7 @@ class ImagePipeline:
         finished: list[GeneratedImage] = []
 
         def finish(made: EngineImage) -> None:
-            image = made.image if call.canvas is None else call.canvas.finish(made.image)
-            deep = None if call.canvas is None else call.canvas.finish_deep(image)
-            recipe = self._recipe(call, call.requests[len(finished)], image)
-            result = GeneratedImage(image, recipe, made.codes, made.preview_codes, call.icc_profile, call.notices, deep)
+            result = self.result(call, call.requests[len(finished)], made)
             finished.append(result)
             if on_image is not None:
                 on_image(result)
@@ -411,6 +408,13 @@ class ImagePipeline:
         for image in made[len(finished) :]:
             finish(image)
         return finished
+
+    def result(self, call: Call, request: ImageRequest, made: EngineImage) -> GeneratedImage:
+        """What the engine made of a request of a call, with what it protects and its recipe."""
+        image = made.image if call.canvas is None else call.canvas.finish(made.image)
+        deep = None if call.canvas is None else call.canvas.finish_deep(image)
+        recipe = self._recipe(call, request, image)
+        return GeneratedImage(image, recipe, made.codes, made.preview_codes, call.icc_profile, call.notices, deep)
 
     def make(self, requests: Sequence[ImageRequest], **options: Unpack[Options]) -> list[EngineImage]:
         """Run any mixture of requests in one call, without recipes; for programs that make many pictures.

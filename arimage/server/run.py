@@ -24,10 +24,11 @@ class Server(uvicorn.Server):
 
     Args:
         pipeline: an opened model; the worker reads its networks.
+        worker: by default one that makes pictures in this process.
     """
 
-    def __init__(self, pipeline: ImagePipeline, config: ServerConfig) -> None:
-        self.worker = Worker(pipeline, config.queue)
+    def __init__(self, pipeline: ImagePipeline, config: ServerConfig, worker: Worker | None = None) -> None:
+        self.worker = Worker(pipeline, config.queue) if worker is None else worker
         self.grace = config.grace
         super().__init__(
             uvicorn.Config(

@@ -163,18 +163,23 @@ class Worker:
         refusal = unavailable("shutting_down", "the server is shutting down", 10)
         with self._changed:
             self.state = "closing"
-            waiting, running = [*self._queue, *self._taken[1:]], self._taken[:1]
+            running = self._running()
+            waiting = [*self._queue, *(job for job in self._taken if job not in running)]
             self._queue.clear()
             self._changed.notify()
         for job in waiting:
             job.refusal = refusal
             job.cancel.set()
             job.emit(Ended(refusal))
-        if running:
-            running[0].refusal = refusal
-            last = threading.Timer(grace, running[0].cancel.set)
+        for job in running:
+            job.refusal = refusal
+            last = threading.Timer(grace, job.cancel.set)
             last.daemon = True
             last.start()
+
+    def _running(self) -> list[Job]:
+        """Requests that a closing worker lets end."""
+        return self._taken[:1]
 
     def join(self, seconds: float) -> bool:
         """Wait for the thread; whether it has ended."""
@@ -188,10 +193,14 @@ class Worker:
             with self._changed:
                 if self.state == "loading":
                     self.state = "ready"
-            while batch := self._take():
-                self._make(batch)
+            self._serve()
         except Exception as error:
             self._fail(error)
+
+    def _serve(self) -> None:
+        """Make what comes, until the worker is closed."""
+        while batch := self._take():
+            self._make(batch)
 
     def _fail(self, error: Exception) -> None:
         """End everything, since nobody is left to do it."""

@@ -10,8 +10,10 @@ latents, by far the most of the work, are left out, and the autoencoder is free 
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +59,27 @@ def encoders_hash(checkpoint: Checkpoint, latents: bool = True) -> str:
     return digest.hexdigest()
 
 
-def prepare(config: TrainConfig, folder: Path, count: int, shard: int, say: Callable[[str], None] = print) -> Prepared:
+Encoded = tuple[dict[str, Any], dict[str, Tensor]]
+Spread = Callable[[Callable[[], Callable[[Record], Encoded]], Iterable[Record]], Iterator[Encoded]]
+
+
+def prepare(
+    config: TrainConfig,
+    folder: Path,
+    count: int,
+    shard: int,
+    say: Callable[[str], None] = print,
+    spread: Spread | None = None,
+) -> Prepared:
     """Encode the first ``count`` samples of a stage's data: visual tokens, and latents if the stage has use for them.
+
+    Args:
+        spread: has an encoder run on many records, in order, elsewhere: :func:`arimage.scale.spread.spread`. What is
+            written does not depend on it.
 
     Raises:
         DataError: the folder holds a cache of other networks or settings, or too many samples are bad.
     """
-    from accelerate import Accelerator
-
-    device = Accelerator().device
     checkpoint = Checkpoint.open(config.start)
     data = [source.model_dump(mode="json") for source in config.data]
     latents = config.train != "autoregressive"
@@ -80,7 +94,11 @@ def prepare(config: TrainConfig, folder: Path, count: int, shard: int, say: Call
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if {"latents": True, **index["about"]} != json.loads(json.dumps(about)):
             raise DataError(f"{folder} holds a cache of other networks or settings; choose another folder")
-    encoder = _Encoder(checkpoint, device, latents)
+    encoded = (
+        _here(config.start, latents)
+        if spread is None
+        else partial(spread, partial(_encoder, os.path.abspath(config.start), latents))
+    )
     batches = StepBatches(config.data, config.batch_size, lambda examples: {}, config.captions, seed=config.seed)
     shards: list[dict[str, Any]] = index["shards"]
     bad_samples = BadSamples(folder, config.max_bad_share, batches.sizes)
@@ -88,18 +106,20 @@ def prepare(config: TrainConfig, folder: Path, count: int, shard: int, say: Call
     step = shards[-1]["next_step"] if shards else 0
     done = sum(entry["samples"] for entry in shards)
     while done < count:
-        tensors: dict[str, Tensor] = {}
-        rows: list[dict[str, Any]] = []
-        while len(rows) < min(shard, count - done):
+        records: list[Record] = []
+        while len(records) < min(shard, count - done):
             examples, bad = batches.examples(step)
             step += 1
             bad_samples.add(bad)
             excess = bad_samples.excess()
             if excess is not None:
                 raise DataError(excess)
-            for example in examples:
-                if isinstance(example.record, Record):
-                    rows.append(encoder.add(example.record, len(rows), tensors))
+            records += [example.record for example in examples if isinstance(example.record, Record)]
+        tensors: dict[str, Tensor] = {}
+        rows: list[dict[str, Any]] = []
+        for row, own in encoded(records):
+            tensors |= {f"{len(rows)}/{name}": tensor for name, tensor in own.items()}
+            rows.append(row)
         name = f"shard-{len(shards):05d}"
         write_shard(folder, name, tensors, rows)
         shards.append({"name": name, "samples": len(rows), "next_step": step})
@@ -109,6 +129,18 @@ def prepare(config: TrainConfig, folder: Path, count: int, shard: int, say: Call
     return Prepared(done, len(shards), len(bad_samples.found))
 
 
+def _here(start: str, latents: bool) -> Callable[[Iterable[Record]], Iterator[Encoded]]:
+    """An encoder of many records in this process."""
+    encoder = _encoder(start, latents)
+    return lambda records: map(encoder, records)
+
+
+def _encoder(start: str, latents: bool) -> Callable[[Record], Encoded]:
+    from accelerate import Accelerator
+
+    return _Encoder(Checkpoint.open(start), Accelerator().device, latents)
+
+
 class _Encoder:
     def __init__(self, checkpoint: Checkpoint, device: torch.device, latents: bool) -> None:
         self.tokenizer = checkpoint.semantic_tokenizer(device=device, dtype=torch.float32)
@@ -116,22 +148,24 @@ class _Encoder:
         self.limits, self.device = checkpoint.config.processor.limits, device
 
     @torch.no_grad()
-    def add(self, record: Record, number: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """Put a record's tensors into a shard; its row."""
+    def __call__(self, record: Record) -> Encoded:
+        """A record's row, and its tensors by name."""
+        tensors: dict[str, Tensor] = {}
         references = [reference_view(source, self.limits) for source in record.sources]
         views = [half_size_pixels(image) for image in (record.image, *references)]
         if not references:
             views.append(preview_view(record.image))
         codes = [one.cpu().to(torch.int32) for one in encode_views(self.tokenizer, views, self.device)]
         if not references:
-            tensors[f"{number}/preview"] = codes[-1]
-        names = [f"{number}", *(f"{number}/reference-{place}" for place in range(len(references)))]
+            tensors["preview"] = codes[-1]
+        names = ["", *(f"reference-{place}/" for place in range(len(references)))]
         for name, own, image in zip(names, codes, (record.image, *references)):
-            tensors[f"{name}/codes"] = own
+            tensors[f"{name}codes"] = own
             if self.autoencoder is not None:
                 values = pixels(image)[None].to(self.device)
-                tensors[f"{name}/latents"] = self.autoencoder.encode(values)[0].cpu().half()
-        return {
+                tensors[f"{name}latents"] = self.autoencoder.encode(values)[0].cpu().half()
+        row = {
             "size": [record.image.height, record.image.width], "captions": record.captions, "task": record.task,
             "rating": record.rating, "references": len(references), "name": record.name,
         }  # fmt: skip
+        return row, tensors

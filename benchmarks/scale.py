@@ -1,0 +1,221 @@
+"""Pools of actors on a Ray cluster of this machine, in figures.
+
+    python benchmarks/scale.py rate --jobs 10000 --workers 4       # a stub of realistic sizes: share of the ideal rate
+    python benchmarks/scale.py faults --jobs 200 --times 5         # kill -9 of workers, nodes and the driver
+    python benchmarks/scale.py model --jobs 500                    # the embedded model: the pictures of a plain run
+
+``rate`` uses pools of 1 + ``--workers``, the times of the released model's stages divided by ``--quicker``, and the
+sizes of what they hand on. The ideal is the rate of the slowest stage's workers if they never waited. Nothing is
+written but rows. ``faults`` and ``model`` compare with a run in one process, file by file.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from arimage.scale.batch import Batch
+from arimage.scale.cluster import Cluster
+from arimage.scale.jobs import Basis, Job, Table
+from arimage.scale.local import run_here
+from arimage.scale.pools import Pools, connect
+from arimage.scale.progress import Progress
+from arimage.scale.stages import Output, Work
+from arimage.scale.stores import Store
+from arimage.scale.stub import SIZES, StubStages
+from arimage.scale.target import Place, Target
+
+# Seconds of calls, released model: a batch of 16 tokens, one picture of the others.
+CALLS = {"encode": 0.2, "tokens": 60.0, "diffusion": 16.0, "pixels": 1.0}
+SMALL = {"encoded": 64, "codes": 64, "latents": 64, "picture": 64}
+
+
+def cluster_of(workers: int) -> Cluster:
+    """One worker of each stage, and several of diffusion; they wait more than they compute."""
+    pool = {"num_cpus": 0.1}
+    return Cluster.model_validate(
+        {"batch": 16, "stages": {stage: {**pool, "actors": workers if stage == "diffusion" else 1} for stage in CALLS}}
+    )
+
+
+def rate(options: argparse.Namespace) -> dict[str, Any]:
+    """Pictures a second through the real pools, as a share of the ideal."""
+    ray = connect("local", num_cpus=2, object_store_memory=options.store * 2**20)
+    seconds = {stage: value / options.quicker for stage, value in CALLS.items()}
+    progress = Progress(options.jobs, print)
+    pools = Pools(ray, StubStages(seconds=seconds, sizes=SIZES), cluster_of(options.workers), progress, print)
+
+    def works() -> Iterator[Work]:
+        for number in range(options.jobs):
+            job = Job(number + 1, f"{number}", f"{number:032x}", arguments={"prompt": "fox", "seed": number})
+            yield Work(job, Place("0"))
+
+    finished: list[float] = []
+    memory: list[float] = []
+    stored: list[float] = []
+    there = ray.cluster_resources()["object_store_memory"]
+    for number, _ in enumerate(pools.run(works())):
+        finished.append(time.monotonic())
+        if number % max(1, options.jobs // 20) == 0:
+            memory.append(psutil.Process().memory_info().rss / 2**20)
+            stored.append((there - ray.available_resources().get("object_store_memory", 0.0)) / 2**20)
+    ray.shutdown()
+    start = options.jobs // 10  # when all pools are full
+    measured = (len(finished) - start - 1) / (finished[-1] - finished[start])
+    ideal = min(
+        16 / seconds["tokens"], options.workers / seconds["diffusion"], 1 / seconds["encode"], 1 / seconds["pixels"]
+    )
+    return {
+        "jobs": options.jobs, "pictures_a_second": measured, "ideal": ideal, "share": measured / ideal,
+        "driver_MiB": list(map(round, memory)), "object_store_MiB": list(map(round, stored)), "lost": pools.lost,
+    }  # fmt: skip
+
+
+def write_jobs(folder: Path, count: int) -> Table:
+    """A table of stub jobs."""
+    place = folder / "jobs.jsonl"
+    place.write_text("".join(json.dumps({"prompt": f"fox {i}", "seed": i}) + "\n" for i in range(count)))
+    return Table(str(place), Basis("w"))
+
+
+def run_stub(jobs: Table, place: Path, ray: Any, seconds: float, workers: int) -> None:
+    """A run of the stub on the pools, or in this process."""
+    progress, store = Progress(jobs.count), Store(str(place))
+    stages = StubStages(Output(store), {"diffusion": seconds}, SMALL)
+    batch = Batch(jobs, Target(store, "webdataset"), progress, 16, 0.0)
+    if ray is None:
+        batch.run(lambda works: run_here(stages, works, progress, 16))
+    else:
+        batch.run(Pools(ray, stages, cluster_of(workers), progress, print).run)
+
+
+def faults(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs that are hit at random moments, and what is there in the end."""
+    moments = random.Random(options.seed)
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        jobs = write_jobs(folder, options.jobs)
+        run_stub(jobs, folder / "alone", None, 0.0, 1)
+        wanted = contents(folder / "alone")
+        for kind in options.kinds.split(","):
+            place, hits = folder / kind, 0
+            while True:
+                run = {"place": place, "table": jobs.place, "workers": options.workers, "nodes": options.nodes}
+                given = [text for name, value in run.items() for text in (f"--{name}", str(value))]
+                driver = subprocess.Popen([sys.executable, __file__, "driver", *given])
+                while driver.poll() is None:
+                    time.sleep(moments.uniform(0.5, 2.0))
+                    if hits < options.times and there(place) > options.jobs * hits // (options.times + 1):
+                        hits += hit(kind, driver, moments)
+                if driver.wait() == 0:
+                    break
+            found = contents(place)
+            rows = [json.loads(line) for line in found["manifest.jsonl"].splitlines()]
+            results[kind] = {
+                "hits": hits, "listed": len(rows), "once": len({row["job"] for row in rows}) == options.jobs,
+                "same": found == wanted,
+            }  # fmt: skip
+    return results
+
+
+def hit(kind: str, driver: "subprocess.Popen[bytes]", moments: random.Random) -> int:
+    """Kill something; whether it was there."""
+    names = {"worker": "ray::StageActor", "node": "raylet", "driver": ""}
+    try:
+        below = psutil.Process(driver.pid).children(recursive=True)
+        found = [one for one in below if names[kind] in " ".join(one.cmdline()[:1])]
+    except psutil.Error:
+        return 0
+    if kind == "driver":
+        driver.kill()
+        driver.wait()
+        for process in below:  # in a cluster of its own nobody is left to end them
+            with suppress(psutil.Error):
+                process.kill()
+        return 1
+    if kind == "node":
+        found = found[1:]  # the first is the head's
+    if not found:
+        return 0
+    os.kill(moments.choice(found).pid, signal.SIGKILL)
+    return 1
+
+
+def driver(options: argparse.Namespace) -> dict[str, Any]:
+    """The run that ``faults`` hits."""
+    if options.nodes > 1:
+        from ray.cluster_utils import Cluster as Nodes
+
+        nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
+        for _ in range(options.nodes - 1):
+            nodes.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        ray = connect(nodes.address)
+    else:
+        ray = connect("local", num_cpus=2, object_store_memory=80 * 2**20)
+    run_stub(Table(options.table, Basis("w")), Path(options.place), ray, 0.1, options.workers)
+    ray.shutdown()
+    return {}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a target, but for those about its making."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and ".arimage" not in path.parts)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def there(folder: Path) -> int:
+    """Pictures that are staged or packed."""
+    packed = sum(len(path.read_text().splitlines()) for path in folder.glob(".arimage/parts/*.jsonl"))
+    return packed + len(list(folder.glob(".arimage/staging/*/*.json")))
+
+
+def model(options: argparse.Namespace) -> dict[str, Any]:
+    """The embedded model by ``arimage batch`` without and with Ray: seconds, and whether files are the same."""
+    from arimage.cli.main import run
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        jobs = folder / "jobs.jsonl"
+        rows: list[dict[str, Any]] = [{"prompt": f"a red fox {i}", "seed": i, "size": 256} for i in range(options.jobs)]
+        jobs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        seconds = {}
+        for place, more in (("plain", []), ("ray", ["--ray", "local"])):
+            began = time.monotonic()
+            try:
+                run(["batch", str(jobs), "-o", str(folder / place), "--tier", "fast", "--shard", "100", *more])
+            except SystemExit as ended:
+                if ended.code:
+                    raise
+            seconds[place] = time.monotonic() - began
+        return {"seconds": seconds, "same": contents(folder / "plain") == contents(folder / "ray")}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["rate", "faults", "model", "driver"])
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--quicker", type=float, default=200.0)
+    parser.add_argument("--store", type=int, default=256, help="MiB of the object store")
+    parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--kinds", default="worker,driver")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--place", default="")
+    parser.add_argument("--table", default="")
+    arguments = parser.parse_args()
+    result = {"rate": rate, "faults": faults, "model": model, "driver": driver}[arguments.what](arguments)
+    if result:
+        print(json.dumps(result))
