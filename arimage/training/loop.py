@@ -30,6 +30,7 @@ from arimage.training.objectives import build_objective, choose_trainable
 from arimage.training.optimizer import learning_rate
 from arimage.training.processes import Processes, mean
 from arimage.training.progress import Progress
+from arimage.training.sources import make_indexes
 from arimage.training.train_state import TrainState, weight_shapes
 
 STATES, SAMPLES = "states", "samples"
@@ -58,6 +59,7 @@ class Run:
         self.learning = choose_trainable(self.objective, config)
         rewarded = config.rewarded
         rollouts = None if rewarded is None else Rollouts(rewarded.updates, rewarded.parts, config.accumulation)
+        self.processes.first_main(lambda: make_indexes((*config.data, *config.evaluation)))
         self.batches = self._batches(config.data, config.captions, config.seed, rollouts)
         self.held_out = None
         if config.evaluation and config.evaluation_batches:
@@ -79,7 +81,7 @@ class Run:
         return StepBatches(
             sources, self.config.batch_size, self.objective.collate, captions,
             seed=seed, process=self.processes.index, processes=self.processes.count, encoders=self._encoders,
-            rollouts=rollouts,
+            rollouts=rollouts, accumulation=self.config.accumulation,
         )  # fmt: skip
 
     def _encoders(self, latents: bool) -> str | None:
