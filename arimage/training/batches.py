@@ -122,9 +122,10 @@ class StepBatches:
         while len(self._order) <= step:
             weights = [self._weight_of(number, len(self._order)) for number in range(len(self.sources))]
             if not any(weights):
+                steps = int(len(self._order) / self.drawn_a_step)
                 raise DataError(
-                    f"the data is used up after {int(len(self._order) / self.drawn_a_step)} steps: every source has had "
-                    "its epochs; take fewer steps, or raise epochs"
+                    f"the data is used up after {steps} steps: every source has had its epochs; take fewer steps, or "
+                    "raise epochs"
                 )
             source = self._random.choices(range(len(self.sources)), weights)[0]
             self._order.append(source)
