@@ -38,7 +38,7 @@ def open_place(path: str, cache: ShardCache | None = None) -> tuple[Storage, str
     storage = Storage(path, cache)
     if not storage.exists():
         raise DataError(f"{path} does not exist")
-    if not storage.single():
+    if not storage.single(tuple(BY_SUFFIX)):
         return storage, ""
     name = PurePosixPath(storage.root).name
     parent = storage.root.removesuffix(name) if storage.local else storage.url.rstrip("/").removesuffix(name)
@@ -54,12 +54,15 @@ def find_shards(storage: Storage, alone: str = "") -> list[Shard]:
     Raises:
         DataError: there is none, or the form is not known.
     """
-    listed = storage.listed()
     if alone:
         form = BY_SUFFIX.get(PurePosixPath(alone).suffix)
         if form is None:
             raise DataError(f"{storage.full(alone)}: data is read from folders, .tar, .parquet, .jsonl and .csv files")
+        if form != "table":
+            return _shards(form, storage.one(alone), ())
+        listed = storage.listed()  # its pictures lie beside it
         return [shard for one in listed if one.name == alone for shard in _shards(form, one, listed)]
+    listed = storage.listed()
     for name in TABLES:
         found = [one for one in listed if PurePosixPath(one.name).name == name]
         if found:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,11 @@ LONGEST_PAUSE = 30.0
 STILL_WAITING = 60.0
 OPEN_FILES = 64
 FAILED_FOR = 60.0
-STAMPS = ("ETag", "etag", "blob_id", "oid", "checksum", "md5", "LastModified", "last_modified", "mtime", "created")
+ASKED_AT_ONCE = 16
+STAMPS = (
+    "ETag", "etag", "blob_id", "oid", "checksum", "md5", "Content-MD5", "Digest", "LastModified", "Last-Modified",
+    "last_modified", "mtime", "created",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -144,21 +149,41 @@ class Storage:
         """Whether anything is there."""
         return bool(patiently(lambda: self.files.exists(self.root), self.url))
 
-    def single(self) -> bool:
-        """Whether the place is one file."""
-        return bool(patiently(lambda: self.files.isfile(self.root), self.url))
+    def single(self, suffixes: tuple[str, ...]) -> bool:
+        """Whether the place is one file. A web server says so of a folder too, unless it is asked for what lies in it,
+        which is not done where the name has a suffix of files."""
+        if not patiently(lambda: self.files.isfile(self.root), self.url):
+            return False
+        return (
+            self.local or self.root.endswith(suffixes) or not patiently(lambda: self.files.isdir(self.root), self.url)
+        )
 
     def listed(self) -> list[Listed]:
         """All files in the order of their names, without hidden ones."""
         if self.local:
             found = list(_local_files(self.root, "", ()))
-        elif self.single():
-            found = [_listed("", patiently(lambda: self.files.info(self.root), self.url))]
         else:
             inside = patiently(lambda: self.files.find(self.root, detail=True), self.url)
             names = {path: path.removeprefix(self.root).lstrip("/") for path in inside}
-            found = [_listed(names[path], about) for path, about in inside.items() if not hidden(names[path])]
+            kept = [path for path in inside if not hidden(names[path])]
+            with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+                abouts = pool.map(lambda path: self._about(path, inside[path]), kept)
+                found = [_listed(names[path], about) for path, about in zip(kept, abouts)]
         return sorted(found, key=lambda one: one.name)
+
+    def one(self, name: str) -> Listed:
+        """What :meth:`listed` says of one file."""
+        if not self.local:
+            return _listed(name, patiently(lambda: self.files.info(self.full(name)), self.full(name)))
+        about = os.stat(self.full(name))
+        return Listed(name, about.st_size, str(about.st_mtime_ns))
+
+    def _about(self, path: str, listed: dict[str, Any]) -> dict[str, Any]:
+        """What is known of a remote file; web servers list names alone."""
+        if listed.get("size") is not None:
+            return listed
+        found: dict[str, Any] = patiently(lambda: self.files.info(path), path)
+        return found
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """A file's contents, or a stretch of them.
@@ -246,9 +271,6 @@ def _local_files(root: str, folder: str, above: tuple[tuple[int, int], ...]) -> 
     place = f"{root.rstrip('/')}/{folder}" if folder else root
     try:
         here = os.stat(place)
-        if not os.path.isdir(place):
-            yield Listed("", here.st_size, str(here.st_mtime_ns))
-            return
         if (here.st_dev, here.st_ino) in above:
             return
         entries = list(os.scandir(place))

@@ -154,9 +154,15 @@ class Run:
             say("all steps of these settings are done; another number of steps or seed begins a new schedule")
 
     def run(self) -> Path:
-        """Train to the last step and write the finished checkpoint; its folder."""
+        """Train to the last step and write the finished checkpoint; its folder.
+
+        Raises:
+            DataError: the epochs that sources may have do not last so long.
+        """
         config = self.config
         self.samples.start()
+        if any(source.epochs for source in config.data):
+            self.batches.turn(self.last * config.accumulation - 1)  # says now, not then, where data is used up
         progress = Progress(self.last, self.step, quiet=not self.main)
         incoming = loader(
             self.batches, self.step * config.accumulation, self.last * config.accumulation, config.workers
