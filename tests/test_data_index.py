@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -26,6 +30,8 @@ from arimage.training.bad_samples import BadSamples
 from arimage.training.batches import StepBatches, loader
 from arimage.training.config import CaptionConfig, SourceConfig
 from tests.tiny_data import FORMS, picture, rows_of, write, write_tar
+
+ROOT = Path(__file__).parent.parent
 
 
 def captions(data: OwnData) -> list[str]:
@@ -69,6 +75,30 @@ def test_indexing_that_is_stopped_goes_on_where_it_was(tmp_path: Path, monkeypat
     assert scanned == ["00000.tar", "00003.tar", "00006.tar", "00009.tar"]
     assert captions(data) == [f"number {n}" for n in range(12)]
     assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == [indexing.NAME]
+
+
+KILLED = """
+import os, signal, sys
+from arimage.data import indexing
+whole = indexing.scan_shard
+def scan(storage, shard, verify, part):
+    if shard.path == "00006.tar":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(storage, shard, verify, part)
+indexing.scan_shard = scan
+indexing.build_index(sys.argv[1], processes=1)
+"""
+
+
+def test_indexing_that_is_killed_leaves_nothing_twice_and_nothing_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write("tar", tmp_path / "set", rows_of(12), shards=4)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(folder)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert killed.returncode == -signal.SIGKILL
+    scanned = count_scans(monkeypatch)
+    assert captions(OwnData(str(folder))) == [f"number {n}" for n in range(12)]
+    assert scanned == ["00006.tar", "00009.tar"]
 
 
 def test_only_shards_that_are_new_or_changed_are_looked_through(
@@ -385,7 +415,7 @@ def test_filters_leave_samples_out_and_their_captions_unread(tmp_path: Path) -> 
 
     def seen(**filters: Any) -> set[str]:
         batches = batches_of(folder, 2, **filters)
-        return {text for step in range(30) for text in batches[step].tensors["seen"]}
+        return {text for step in range(18) for text in batches[step].tensors["seen"]}
 
     everything = {text for kinds in texts for text in kinds}
     assert seen() == everything
@@ -398,20 +428,20 @@ def test_filters_leave_samples_out_and_their_captions_unread(tmp_path: Path) -> 
 
 
 def test_rare_categories_come_as_often_as_the_largest_up_to_a_cap(tmp_path: Path) -> None:
-    kinds = ["cat"] * 32 + ["dog"] * 8 + [None] * 2
-    folder = write("tar", tmp_path / "set", rows_of(42, category=kinds))
+    kinds = ["cat"] * 16 + ["dog"] * 4 + [None]
+    folder = write("tar", tmp_path / "set", rows_of(21, category=kinds))
 
     def epoch(**more: Any) -> Counter[Any]:
         batches = batches_of(folder, 1, **more)
         steps = batches.sources[0].order.batches_per_epoch  # type: ignore[attr-defined]
         numbers = [int(batches[step].tensors["seen"][0].split()[1]) for step in range(steps)]
-        assert set(numbers) == set(range(42))
+        assert set(numbers) == set(range(21))
         return Counter(kinds[number] for number in numbers)
 
-    assert epoch() == {"cat": 32, "dog": 8, None: 2}
-    assert epoch(balance=1.0, max_repeats=20) == {"cat": 32, "dog": 32, None: 32}
-    assert epoch(balance=1.0, max_repeats=3) == {"cat": 32, "dog": 24, None: 6}
-    assert 12 <= epoch(balance=0.5)["dog"] <= 20
+    assert epoch() == {"cat": 16, "dog": 4, None: 1}
+    assert epoch(balance=1.0, max_repeats=20) == {"cat": 16, "dog": 16, None: 16}
+    assert epoch(balance=1.0, max_repeats=3) == {"cat": 16, "dog": 12, None: 3}
+    assert 6 <= epoch(balance=0.5)["dog"] <= 10
 
 
 def test_of_pictures_that_look_the_same_one_is_used(tmp_path: Path) -> None:
@@ -431,12 +461,12 @@ def test_kinds_of_captions_have_their_shares(tmp_path: Path) -> None:
 
     def share(**kinds: float) -> list[float]:
         batches = batches_of(folder, 1, CaptionConfig(dropout=0.0, kinds=kinds))
-        seen = Counter(batches[step].tensors["seen"][0].strip() for step in range(120))
-        return [seen[text.strip()] / 120 for text in texts]
+        seen = Counter(batches[step].tensors["seen"][0].strip() for step in range(80))
+        return [seen[text.strip()] / 80 for text in texts]
 
-    assert share(zh=0.5, long=0.5) == pytest.approx([0, 0.5, 0.5], abs=0.16)
+    assert share(zh=0.5, long=0.5) == pytest.approx([0, 0.5, 0.5], abs=0.2)
     assert share(en=1.0)[2] == 0
-    assert share(short=0.8, long=0.2) == pytest.approx([4 / 9, 1 / 9, 4 / 9], abs=0.16)
+    assert share(short=0.8, long=0.2) == pytest.approx([4 / 9, 1 / 9, 4 / 9], abs=0.2)
 
 
 def test_weights_change_with_the_step_and_epochs_end(tmp_path: Path) -> None:
@@ -458,5 +488,5 @@ def test_weights_change_with_the_step_and_epochs_end(tmp_path: Path) -> None:
 
 def test_memory_of_the_turns_is_a_few_bytes_a_step(tmp_path: Path) -> None:
     batches = batches_of(write("tar", tmp_path / "set", rows_of(3)), 2)
-    batches.turn(99_999)
-    assert batches._order.itemsize * len(batches._order) + batches._draws.itemsize * len(batches._draws) <= 1_000_000
+    batches.turn(29_999)
+    assert batches._order.itemsize * len(batches._order) + batches._draws.itemsize * len(batches._draws) <= 300_000
