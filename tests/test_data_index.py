@@ -57,6 +57,7 @@ def count_scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return whole(files, shard, verify, part)
 
     monkeypatch.setattr(indexing, "scan_shard", counted)
+    monkeypatch.setattr(indexing, "ALONE_FOR", 600.0)  # on a busy machine other processes would help
     return scanned
 
 
@@ -287,6 +288,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
     fsspec.register_implementation("flaky", Flaky, clobber=True)
     monkeypatch.setenv("ARIMAGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(storage, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(indexing, "ALONE_FOR", 600.0)  # other processes do not know this server
     for path in sorted(write("tar", tmp_path / "set", rows_of(12), shards=4).glob("*.tar")):
         Flaky().pipe_file(f"/bucket/{path.name}", path.read_bytes())
     return "flaky://bucket", Flaky

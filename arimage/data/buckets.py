@@ -96,7 +96,9 @@ def place(width: int, height: int, buckets: Sequence[Size], offset: tuple[float,
     if width < 1 or height < 1:
         raise ValueError(f"a picture has at least one pixel a side, not {width}x{height}")
 
-    size = buckets[int(nearest_buckets(np.array([width]), np.array([height]), buckets)[0])]
+    size = buckets[0]
+    if len(buckets) > 1:
+        size = buckets[int(nearest_buckets(np.array([width]), np.array([height]), buckets)[0])]
     scale = max(size[0] / width, size[1] / height)
     scaled = max(size[0], round(width * scale)), max(size[1], round(height * scale))
     left, top = (round((big - small) * part) for big, small, part in zip(scaled, size, offset))

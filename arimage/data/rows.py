@@ -80,7 +80,7 @@ def record(row: Any, read: ReadPath | None = None, least: Size | None = None) ->
     sources = [(_contents(value, what, read), what) for value, what in pictures.sources]
     mask = None if pictures.mask is None else _decode(_contents(pictures.mask, "the mask", read), "the mask")
     size = None
-    if least is not None or mask is not None:
+    if mask is not None or (sources and least is not None):
         size = _measured(io.BytesIO(target), "the picture")
     image = _decode(target, "the picture", least)
     opened = []
