@@ -138,8 +138,8 @@ def test_processes_find_what_one_finds(form: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(map(json.dumps, lines))))
     monkeypatch.setattr("sys.stdout", answers)
     indexing.main()
-    assert [json.loads(line)["rows"] for line in answers.getvalue().splitlines()] == alone.index.rows
-    assert sum(alone.index.rows) == 9
+    assert [json.loads(line)["rows"] for line in answers.getvalue().splitlines()] == alone.entries.rows
+    assert sum(alone.entries.rows) == 9
 
 
 def test_a_large_table_is_looked_through_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_a_large_table_is_looked_through_in_parts(tmp_path: Path, monkeypatch: p
     for size in (31, len(text[0]) + 1):
         monkeypatch.setattr(tables, "PART", size)
         parts = OwnData(str(folder), tmp_path / f"{size}.parquet", processes=1)
-        assert len(parts.index.shards) > 3
+        assert len(parts.entries.shards) > 3
         assert [sample.name for sample in parts] == [sample.name for sample in whole]
         assert captions(parts) == captions(whole)
 
@@ -161,7 +161,7 @@ def test_the_index_lies_in_the_cache_where_the_data_cannot_be_written(
     monkeypatch.setenv("ARIMAGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(indexing, "_writable", lambda folder: "cache" in str(folder))
     data = OwnData(str(write("tar", tmp_path / "set", rows_of(3))))
-    assert data.index.file.parent == tmp_path / "cache" / "indexes"
+    assert data.entries.file.parent == tmp_path / "cache" / "indexes"
     assert len(captions(data)) == 3
 
 
@@ -486,6 +486,16 @@ def test_weights_change_with_the_step_and_epochs_end(tmp_path: Path) -> None:
     assert turns[6:12] == [0] * 6
     with pytest.raises(DataError, match=r"used up after \d+ steps: every source has had its epochs"):
         make().turn(100)
+
+
+def test_data_that_has_changed_is_told_from_data_that_has_not(tmp_path: Path) -> None:
+    folder = write("tar", tmp_path / "set", rows_of(9, rating=[3, 3, 3, 3, 3, 3, 3, 3, 1]))
+    first = batches_of(folder).digests()
+    assert first.keys() == {str(folder)}
+    assert batches_of(folder).digests() == first
+    assert batches_of(folder, minimum_rating=2).digests() != first
+    write_tar(folder / "00003.tar", rows_of(2))
+    assert batches_of(folder).digests() != first
 
 
 def test_memory_of_the_turns_is_a_few_bytes_a_step(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def index(
         path, file, verify=verify, processes=processes,
         on_shard=lambda done, of: console.note(f"{done} of {of} shards"),
     )  # fmt: skip
-    found = data.index
+    found = data.entries
     print(f"{found.file}: {len(found)} samples in {len(found.shards)} shards, {found.faults} cannot be used")
     for row, fault, key in found.faulty(LISTED):
         print(f"  problem: {found.name(row, data.storage, key)}: {fault}")

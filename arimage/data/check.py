@@ -67,7 +67,7 @@ def check(data: OwnData, buckets: Sequence[Size]) -> tuple[Report, list[Record]]
         The report, and a few records from all over the data for a contact sheet.
     """
     data = data.verified()
-    index, report = data.index, Report(samples=len(data))
+    index, report = data.entries, Report(samples=len(data))
     counted = ("sources", "captions", "languages", "ratings", "buckets")
     counters: dict[str, Counter[str]] = {name: Counter() for name in counted}
     sizes: Counter[Size] = Counter()
@@ -89,10 +89,10 @@ def check(data: OwnData, buckets: Sequence[Size]) -> tuple[Report, list[Record]]
             )
         sizes.update(zip(wide.tolist(), high.tolist()))
         given = usable.column("sources").to_pylist() if usable.column("sources").null_count < len(usable) else []
-        for place, sides in enumerate(given):
+        for target, sides in zip(zip(wide.tolist(), high.tolist()), given):
             report.edits += bool(sides)
             for source in zip(sides[::2], sides[1::2]):
-                alike = same_shape(source, (int(wide[place]), int(high[place])))
+                alike = same_shape(source, target)
                 counters["sources"]["aligned" if alike else "whole"] += 1
         counters["ratings"].update(map(str, usable.column("rating").to_pylist()))
         counters["captions"].update(map(str, usable.column("characters").combine_chunks().value_lengths().to_pylist()))

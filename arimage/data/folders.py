@@ -29,6 +29,10 @@ class OwnData(Sequence[Sample]):
         verify, processes, on_shard: see :func:`arimage.data.indexing.build_index`.
         cache: keeps copies of remote shards.
 
+    Attributes:
+        entries: the index.
+        storage: where the files lie.
+
     Raises:
         DataError: nothing is there, it is in no known form, or none of its files can be opened.
     """
@@ -45,12 +49,12 @@ class OwnData(Sequence[Sample]):
     ) -> None:
         self.path = str(path)
         self.index_file = None if index is None else Path(index)
-        self.index = build_index(self.path, self.index_file, verify=verify, processes=processes, on_shard=on_shard)
+        self.entries = build_index(self.path, self.index_file, verify=verify, processes=processes, on_shard=on_shard)
         self.storage, _ = open_place(self.path, cache)
-        if all(shard.about.get("broken") for shard in self.index.shards):
-            row, fault, key = self.index.faulty(1)[0]
-            raise DataError(f"{self.index.name(row, self.storage, key)} {fault}")
-        if not len(self.index):
+        if all(shard.about.get("broken") for shard in self.entries.shards):
+            row, fault, key = self.entries.faulty(1)[0]
+            raise DataError(f"{self.entries.name(row, self.storage, key)} {fault}")
+        if not len(self.entries):
             raise DataError(f"{path} holds no pictures with captions; the forms that are read are in docs/data.md")
         self._readers: dict[str, Reader] = {}
         self._guard = threading.Lock()
@@ -63,12 +67,12 @@ class OwnData(Sequence[Sample]):
 
     def verified(self) -> "OwnData":
         """The same with an index for which all pixels were decoded."""
-        if all(self.index.verified):
+        if all(self.entries.verified):
             return self
         return OwnData(self.path, self.index_file, verify=True, cache=self.storage.cache)
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.entries)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -91,11 +95,11 @@ class OwnData(Sequence[Sample]):
 
     def ahead(self, first: int, end: int) -> None:
         """Let the system read the samples of a block in one go, where they lie together in a local tar."""
-        shard = self.index.shards[self.index.shard_of(first)]
+        shard = self.entries.shards[self.entries.shard_of(first)]
         if shard.form != "tar" or not self.storage.local:
             return
         with self._guard:
-            begins, ends = self.index.row(first)["offsets"], self.index.row(end - 1)
+            begins, ends = self.entries.row(first)["offsets"], self.entries.row(end - 1)
         if begins and ends["offsets"]:
             start = min(begins)
             stop = max(offset + length for offset, length in zip(ends["offsets"], ends["lengths"]))
@@ -103,18 +107,18 @@ class OwnData(Sequence[Sample]):
 
     def _sample(self, row: int, least: Callable[[int, int], Size | None]) -> Sample:
         with self._guard:
-            values = self.index.row(row)
-            name = self.index.name(row, self.storage, values["key"])
+            values = self.entries.row(row)
+            name = self.entries.name(row, self.storage, values["key"])
         return Sample(name, partial(self._record, row, values, least))
 
     def _record(self, row: int, values: dict[str, Any], least: Callable[[int, int], Size | None]) -> Record:
         if values["fault"] is not None:
             raise DataError(values["fault"])
-        shard = self.index.shards[self.index.shard_of(row)]
+        shard = self.entries.shards[self.entries.shard_of(row)]
         with self._guard:
             if shard.form not in self._readers:
                 self._readers[shard.form] = FORMS[shard.form].reader(self.storage)
-        place = self.index.place(row, values)
+        place = self.entries.place(row, values)
         return self._readers[shard.form].record(shard, place, least(values["width"], values["height"]))
 
 

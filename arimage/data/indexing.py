@@ -266,7 +266,7 @@ def scan_shard(storage: Storage, shard: Shard, verify: bool, part: Path) -> int:
         Unreachable: storage does not answer.
     """
     rows: dict[str, list[Any]] = {name: [] for name in schema().names}
-    tables = []
+    tables: list[Any] = []
     count = 0
     try:
         for found in FORMS[shard.form].scan(storage, shard):

@@ -110,6 +110,10 @@ class StepBatches:
         """How many samples each data set has that is not endless."""
         return {source.name: source.size for source in self.sources if source.size is not None}
 
+    def digests(self) -> dict[str, str]:
+        """What says of each data set that has an order whether it is still the same."""
+        return {source.name: source.order.digest() for source in self.sources if source.order is not None}
+
     def turn(self, step: int) -> tuple[int, int]:
         """(source, which of its batches) of a step.
 

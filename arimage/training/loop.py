@@ -150,6 +150,10 @@ class Run:
         self.objective.load_metadata(saved.metadata.get("objective", {}))
         say = self.processes.say
         say(f"a new schedule from step {self.step}" if restarted else f"going on from step {self.step}")
+        now = self.batches.digests()
+        for name, before in saved.metadata.get("data", {}).items():
+            if not restarted and now.get(name, before) != before:
+                say(f"{name} has changed since {self.step} steps were done: from here on its order is another")
         if self.config.restart and self.step >= self.last:
             say("all steps of these settings are done; another number of steps or seed begins a new schedule")
 
@@ -266,7 +270,7 @@ class Run:
         """Save everything that the next step depends on."""
         metadata: dict[str, Any] = {
             **self.losses.metadata(), "first": self.first, "best": self.best, "best_step": self.best_step,
-            "objective": self.objective.metadata(),
+            "objective": self.objective.metadata(), "data": self.batches.digests(),
         }  # fmt: skip
         folder = self.output / STATES
         self.train_state.save(folder, self.step, self.settings, metadata, self.config.keep, self.best_step)

@@ -34,18 +34,24 @@ class Source(Protocol):
     Attributes:
         name: of it.
         unreadable: samples that were bad from the start.
-        batches: how many it gives; None is without end.
         threads: that read a batch at the same time, where reading is waiting.
     """
 
     name: str
     unreadable: list[BadSample]
-    batches: int | None
     threads: int
 
     @property
     def size(self) -> int | None:
         """How many samples it has; None is without end."""
+
+    @property
+    def batches(self) -> int | None:
+        """How many it gives; None is without end."""
+
+    @property
+    def order(self) -> EpochOrder | None:
+        """Of its samples; None where they have none but their numbers."""
 
     def records(self, draw: int, count: int) -> Sequence[Callable[[int], Any]]:
         """Readers of the ``draw``-th batch of ``count`` samples; a reader takes the number of the attempt."""
@@ -57,9 +63,17 @@ class _SceneSource:
         assert config.assets is not None
         self.name, self.size = f"the scenes of {config.assets}", None
         self.unreadable: list[BadSample] = []
-        self.batches, self.threads = None, 1
+        self.threads = 1
         settings = config.scenes.model_copy(update={"seed": config.scenes.seed + seed})
         self.scenes = Scenes(Assets.open(config.assets), settings, run=batch)
+
+    @property
+    def batches(self) -> None:
+        return None
+
+    @property
+    def order(self) -> None:
+        return None
 
     def records(self, draw: int, count: int) -> list[Callable[[int], Record]]:
         def reader(index: int) -> Callable[[int], Record]:
@@ -78,7 +92,7 @@ class _OwnSource:
             cache = ShardCache(Path(config.shard_cache), int(config.shard_cache_gb * 1e9))
         self.config, self.name = config, config.path
         self.data = OwnData(config.path, config.index, cache=cache)
-        self.size, index = len(self.data), self.data.index
+        self.size, index = len(self.data), self.data.entries
         self.threads = 1 if self.data.storage.local else REMOTE_THREADS
         self.buckets = tuple(dict.fromkeys(size for side in config.sides for size in bucket_sizes(side)))
         self.unreadable = self._unreadable()
@@ -97,7 +111,7 @@ class _OwnSource:
 
     def _unreadable(self) -> list[BadSample]:
         """Samples with a fault, the first ones by name."""
-        index, storage = self.data.index, self.data.storage
+        index, storage = self.data.entries, self.data.storage
         rows = index.faulty(NAMED)
         names = [(index.name(row, storage, key), fault) for row, fault, key in rows]
         found = [BadSample(self.name, name, f"{name}: {fault}") for name, fault in names]
