@@ -109,11 +109,18 @@ def prepare(config: TrainConfig, folder: Path, count: int, shard: int, say: Call
     return Prepared(done, len(shards), len(bad_samples.found))
 
 
+def smallest_integers(codes: int) -> torch.dtype:
+    """The smallest type that holds the numbers of so many codes."""
+    kinds = (torch.uint8, torch.int16, torch.int32)
+    return next(kind for kind in kinds if codes - 1 <= torch.iinfo(kind).max)
+
+
 class _Encoder:
     def __init__(self, checkpoint: Checkpoint, device: torch.device, latents: bool) -> None:
         self.tokenizer = checkpoint.semantic_tokenizer(device=device, dtype=torch.float32)
         self.autoencoder = checkpoint.autoencoder(device=device, dtype=torch.float32) if latents else None
         self.limits, self.device = checkpoint.config.processor.limits, device
+        self.integers = smallest_integers(self.tokenizer.model.vqmodel.config.num_embeddings)
 
     @torch.no_grad()
     def add(self, record: Record, number: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -122,7 +129,7 @@ class _Encoder:
         views = [half_size_pixels(image) for image in (record.image, *references)]
         if not references:
             views.append(preview_view(record.image))
-        codes = [one.cpu().to(torch.int32) for one in encode_views(self.tokenizer, views, self.device)]
+        codes = [one.cpu().to(self.integers) for one in encode_views(self.tokenizer, views, self.device)]
         if not references:
             tensors[f"{number}/preview"] = codes[-1]
         names = [f"{number}", *(f"{number}/reference-{place}" for place in range(len(references)))]
