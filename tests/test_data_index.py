@@ -331,10 +331,7 @@ def test_an_index_is_not_made_of_a_server_that_fails(remote: tuple[str, Any], mo
     url, server = remote
     monkeypatch.setattr(storage, "TRIES", 2)
 
-    def fails(self: Any, path: str, *arguments: Any, **named: Any) -> Any:
-        raise RuntimeError("503 Service Unavailable")
-
-    monkeypatch.setattr(server, "_open", fails)
+    server.failures = 2
     with pytest.raises(DataError, match=r"/bucket/00000\.tar cannot be reached after 2 tries: .*503"):
         OwnData(url, processes=1)
 

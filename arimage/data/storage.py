@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -219,6 +220,24 @@ class Storage:
         return self.cache.path(
             identity, size, lambda part: self._asked(name, lambda: self.files.get_file(self.full(name), part))
         )
+
+    @contextmanager
+    def fetched(self, name: str, stamp: str, size: int) -> Iterator["tuple[Storage, str]"]:
+        """A file that is read from end to end as a local one: its storage and its name there, for as long as the block.
+
+        Raises:
+            Unreachable: storage does not answer.
+        """
+        if self.local:
+            yield self, name
+        elif self.cache is not None and self.cache.holds(size):
+            path = Path(self.copy(name, stamp, size))
+            yield Storage(str(path.parent)), path.name
+        else:
+            with tempfile.TemporaryDirectory(prefix="arimage-shard-") as folder:
+                copy = f"{folder}/shard"
+                self._asked(name, lambda: self.files.get_file(self.full(name), copy))
+                yield Storage(folder), "shard"
 
     def open(self, name: str) -> BinaryIO:
         """A file for reading from its beginning on, in large pieces where it is remote."""

@@ -18,10 +18,15 @@ SPREAD = 4  # members that lie apart by no more than so many times their bytes a
 
 
 def scan(storage: Storage, shard: Shard) -> Iterator[Found]:
-    """The samples of a tar, and what is left of one that breaks off."""
+    """The samples of a tar, and what is left of one that breaks off. A remote one is fetched as a whole, once."""
+    with storage.fetched(shard.path, shard.stamp, shard.size) as (place, name):
+        yield from _scanned(place, name)
+
+
+def _scanned(storage: Storage, name: str) -> Iterator[Found]:
     members: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
-        with storage.open(shard.path) as handle, tarfile.open(fileobj=handle) as archive:
+        with storage.open(name) as handle, tarfile.open(fileobj=handle) as archive:
             broken = _collect(archive, members)
     except Unreachable:
         raise
@@ -30,7 +35,7 @@ def scan(storage: Storage, shard: Shard) -> Iterator[Found]:
     for number, (key, parts) in enumerate(members.items()):
         offsets, lengths = [one.offset_data for one in parts.values()], [one.size for one in parts.values()]
         place = Place(number, key, ",".join(parts), offsets, lengths)
-        spans = {part: Span(storage, shard.path, one.offset_data, one.size) for part, one in parts.items()}
+        spans = {part: Span(storage, name, one.offset_data, one.size) for part, one in parts.items()}
         yield Found(place, lambda verify, key=key, spans=spans: facts(_row(key, spans), verify=verify))  # type: ignore[misc]
     if broken is not None:
         yield Found(Place(len(members), f"after {broken}"), _damaged)
