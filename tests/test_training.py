@@ -43,7 +43,7 @@ from arimage.training.loop import Run, train
 from arimage.training.objective import noise_of
 from arimage.training.objectives import build_objective
 from arimage.training.optimizer import learning_rate
-from arimage.training.prepare import prepare
+from arimage.training.prepare import prepare, smallest_integers
 from arimage.yaml_files import validate
 from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder
 from decoder.sampler import ScheduleConfig, flow_schedule
@@ -1067,6 +1067,9 @@ def test_training_from_a_cache_is_training_from_the_pictures(start: Path, assets
         assert (made.samples, made.shards) == (12, 3) or made.samples >= 12
         with safe_open(tmp_path / f"cache-{network}" / "shard-00000.safetensors", "pt") as file:
             assert any(name.endswith("latents") for name in file.keys()) == (network == "decoder")  # noqa: SIM118
+            integers = file.get_tensor("0/codes").dtype
+        codebook = Checkpoint.open(start).semantic_tokenizer(device=CPU, dtype=torch.float32).model.vqmodel.config
+        assert integers == smallest_integers(codebook.num_embeddings)
         objective: Any = build_objective(Checkpoint.open(start), config, CPU).eval()
         batches = StepBatches(config.data, 2, objective.collate, config.captions)
         source = CacheSource(tmp_path / f"cache-{network}", 0, 2, None)
@@ -1088,6 +1091,11 @@ def test_training_from_a_cache_is_training_from_the_pictures(start: Path, assets
     useless = stage("decoder", start, assets, tmp_path / "useless", data=codes, evaluation=[])
     with pytest.raises(DataError, match="holds no latents"):
         Run(useless)
+
+
+def test_codes_are_kept_in_the_smallest_integers_that_hold_them() -> None:
+    found = [smallest_integers(codes) for codes in (256, 257, 16_384, 32_768, 32_769)]
+    assert found == [torch.uint8, torch.int16, torch.int16, torch.int16, torch.int32]
 
 
 def test_preparing_goes_on_where_it_stopped_and_other_networks_are_refused(

@@ -81,6 +81,38 @@ def words(
     print(f"{output}: {counts['en']} English, {counts['zh']} Chinese")
 
 
+@app.command("index")
+def index(
+    path: Annotated[str, typer.Argument(help="Folder, .tar, .parquet or .jsonl file, local or remote.")],
+    file: Annotated[Path | None, typer.Option("--index", help="File of the index. Default: beside the data.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Decode all pixels, and find duplicates.")] = False,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="That share the work. Default: one for each core.")
+    ] = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Look through your own data once, so that training starts in seconds; again after shards were added.
+
+    arimage data index s3://bucket/photos --index photos.parquet
+    """
+    from arimage.cli.console import Console
+    from arimage.data.folders import OwnData
+    from arimage.files import check_writable
+
+    check_writable([file] if file is not None else [])
+    console = Console(quiet)
+    data = OwnData(
+        path, file, verify=verify, processes=processes,
+        on_shard=lambda done, of: console.note(f"{done} of {of} shards"),
+    )  # fmt: skip
+    found = data.entries
+    print(f"{found.file}: {len(found)} samples in {len(found.shards)} shards, {found.faults} cannot be used")
+    for row, fault, key in found.faulty(LISTED):
+        print(f"  problem: {found.name(row, data.storage, key)}: {fault}")
+    if found.faults > LISTED:
+        print(f"  and {found.faults - LISTED} more problems (arimage data check {path} --json lists all)")
+
+
 @app.command("check")
 def check(
     path: Annotated[str, typer.Argument(help="Folder, .tar, .parquet or .jsonl file, local or remote.")],
@@ -88,6 +120,7 @@ def check(
         list[int] | None, typer.Option("--side", help="Buckets of about side x side pixels; may be repeated.")
     ] = None,
     sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a contact sheet (PNG).")] = None,
+    index: Annotated[Path | None, typer.Option("--index", help="File of the index. Default: beside the data.")] = None,
     json: options.Json = False,
 ) -> None:
     """Validate your own data: sizes, buckets, captions, languages, duplicates, unreadable files.
@@ -100,12 +133,12 @@ def check(
     from arimage.errors import DataError, UsageError
     from arimage.files import check_writable
 
-    check_writable([sheet] if sheet is not None else [])
+    check_writable([path for path in (sheet, index) if path is not None])
     try:
         buckets = tuple(size for value in side or [512] for size in bucket_sizes(value))
     except ValueError as error:
         raise UsageError(f"--side: {error}") from None
-    report, shown = check_data(OwnData(path), buckets)
+    report, shown = check_data(OwnData(path, index, verify=True), buckets)
     if sheet is not None and shown:
         _save_sheet(shown, sheet, 4)
     if json:

@@ -1,16 +1,15 @@
 """Aspect-ratio buckets: every picture in the one nearest to its shape, every batch from one bucket.
 
-Sides are multiples of 32. The order of batches is a pure function of the seed and the epoch.
+Sides are multiples of 32.
 
 A pair has one placement: sources of the target's shape, and the mask, are scaled and cropped as the target is.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from random import Random
 
+import numpy as np
 from PIL import Image
 
 from arimage.data.records import Record
@@ -38,6 +37,23 @@ def bucket_sizes(side: int, aspects: Sequence[float] = ASPECTS) -> tuple[Size, .
         height = max(PIXELS_PER_TOKEN, round(side / math.sqrt(aspect) / PIXELS_PER_TOKEN) * PIXELS_PER_TOKEN)
         sizes[width, height] = None
     return tuple(sizes)
+
+
+def nearest_buckets(widths: np.ndarray, heights: np.ndarray, buckets: Sequence[Size]) -> np.ndarray:
+    """Number of the bucket of each picture: the nearest in shape, and of those the largest that needs no enlarging.
+
+    Args:
+        widths, heights: (n,) in pixels, 1 at least.
+
+    Returns:
+        (n,) integers.
+    """
+    wide, high = (np.array(sides, np.float64) for sides in zip(*buckets))
+    shape = np.abs(np.log(widths / heights)[:, None] - np.log(wide / high)).round(6)
+    enlarged = np.maximum(wide / widths[:, None], high / heights[:, None])
+    cost = np.where(enlarged > 1, enlarged, 1 / enlarged - 1)
+    cost[shape > shape.min(1, keepdims=True)] = np.inf
+    return cost.argmin(1)
 
 
 @dataclass(frozen=True)
@@ -80,12 +96,9 @@ def place(width: int, height: int, buckets: Sequence[Size], offset: tuple[float,
     if width < 1 or height < 1:
         raise ValueError(f"a picture has at least one pixel a side, not {width}x{height}")
 
-    def fit(size: Size) -> tuple[float, float]:
-        shape = abs(math.log(width / height) - math.log(size[0] / size[1]))
-        enlarged = max(size[0] / width, size[1] / height)
-        return round(shape, 6), enlarged if enlarged > 1 else 1 / enlarged - 1
-
-    size = min(buckets, key=fit)
+    size = buckets[0]
+    if len(buckets) > 1:
+        size = buckets[int(nearest_buckets(np.array([width]), np.array([height]), buckets)[0])]
     scale = max(size[0] / width, size[1] / height)
     scaled = max(size[0], round(width * scale)), max(size[1], round(height * scale))
     left, top = (round((big - small) * part) for big, small, part in zip(scaled, size, offset))
@@ -114,38 +127,3 @@ def in_bucket(record: Record, buckets: Sequence[Size]) -> Record:
         if record.rejected is None
         else place(*record.rejected.size, (placed.size,)).apply(record.rejected),
     )
-
-
-class BucketBatches:
-    """Batches of indices, each from one bucket, in an order that depends on the seed alone.
-
-    What is left of a bucket at the end of an epoch and fills no batch is filled up from the same bucket's beginning, so
-    nothing is dropped.
-
-    Args:
-        buckets: the bucket of every sample.
-        batch_size: samples of a batch.
-    """
-
-    def __init__(self, buckets: Sequence[Size], batch_size: int, seed: int = 0) -> None:
-        if not buckets:
-            raise ValueError("there are no samples to make batches of")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.batch_size, self.seed = batch_size, seed
-        self.members: dict[Size, list[int]] = defaultdict(list)
-        for index, bucket in enumerate(buckets):
-            self.members[bucket].append(index)
-
-    def epoch_batches(self, epoch: int) -> list[list[int]]:
-        """All batches of an epoch, in order."""
-        random = Random(f"buckets/{self.seed}/{epoch}")
-        batches = []
-        for bucket in sorted(self.members):
-            members = list(self.members[bucket])
-            random.shuffle(members)
-            short = -len(members) % self.batch_size
-            members += [members[i % len(members)] for i in range(short)]
-            batches += [members[i : i + self.batch_size] for i in range(0, len(members), self.batch_size)]
-        random.shuffle(batches)
-        return batches

@@ -1,20 +1,19 @@
 """What is in a data set: a report that a person reads before training on it."""
 
-import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from arimage.data.buckets import Placed, Size, place, same_shape
+from arimage.data.buckets import Size, same_shape
+from arimage.data.buckets import place as placed_in
 from arimage.data.folders import OwnData
 from arimage.data.records import Record
 from arimage.errors import DataError
 
-NEAR_BITS = 4
 SMALLEST = 32
 SHOWN = 16
 
@@ -61,122 +60,90 @@ class Report:
         return asdict(self)
 
 
-def check(
-    data: OwnData, buckets: Sequence[Size], on_sample: Callable[[int, int], None] | None = None
-) -> tuple[Report, list[Record]]:
-    """Read every sample once.
+def check(data: OwnData, buckets: Sequence[Size]) -> tuple[Report, list[Record]]:
+    """What the index of a data set says, which is verified first if it is not yet.
 
     Returns:
         The report, and a few records from all over the data for a contact sheet.
     """
-    report = Report(samples=len(data))
-    sizes: list[tuple[int, int]] = []
-    placed: list[Placed] = []
-    lengths: list[int] = []
+    data = data.verified()
+    index, report = data.entries, Report(samples=len(data))
     counted = ("sources", "captions", "languages", "ratings", "buckets")
     counters: dict[str, Counter[str]] = {name: Counter() for name in counted}
-    exact: dict[str, list[str]] = defaultdict(list)
-    hashes: list[tuple[str, int]] = []
-    shown: list[Record] = []
-    every = max(1, len(data) // SHOWN)
-    for number, sample in enumerate(data):
-        if on_sample is not None:
-            on_sample(number + 1, len(data))
-        try:
-            record = sample.read()
-        except DataError as error:
-            report.problems.append((sample.name, str(error)))
-            continue
-        report.usable += 1
-        report.edits += bool(record.sources)
-        for source in record.sources:
-            counters["sources"]["aligned" if same_shape(source.size, record.image.size) else "whole"] += 1
-        if min(record.image.size) < SMALLEST:
-            report.problems.append((sample.name, f"{sample.name}: only {record.image.width}x{record.image.height} px"))
-        sizes.append(record.image.size)
-        placed.append(place(*record.image.size, buckets))
-        counters["buckets"][f"{placed[-1].size[0]}x{placed[-1].size[1]}"] += 1
-        counters["captions"][str(len(record.captions))] += 1
-        counters["ratings"][str(record.rating)] += 1
-        for caption in record.captions.values():
-            lengths.append(len(caption))
-            counters["languages"][language(caption)] += 1
-        exact[_pixel_hash(record)].append(sample.name)
-        hashes.append((sample.name, difference_hash(record.image)))
-        if number % every == 0 and len(shown) < SHOWN:
-            shown.append(record)
+    sizes: Counter[Size] = Counter()
+    characters: list[np.ndarray] = []
+    problems: list[tuple[int, bytes, str]] = []
+    repeated: dict[str, dict[int, list[int]]] = {"same_as": defaultdict(list), "looks_like": defaultdict(list)}
+    columns = ("key", "width", "height", "rating", "sources", "characters", "languages", "fault", *repeated)
+    for first, table in index.slices(columns):
+        for place in np.flatnonzero(table.column("fault").is_valid().to_numpy()):
+            problems.append(
+                (first + int(place), table.column("key")[place].as_py(), table.column("fault")[place].as_py())
+            )
+        rows = first + np.flatnonzero(table.column("fault").is_null().to_numpy())
+        usable = table.filter(table.column("fault").is_null()).combine_chunks()
+        wide, high = usable.column("width").to_numpy(), usable.column("height").to_numpy()
+        for place in np.flatnonzero(np.minimum(wide, high) < SMALLEST):
+            problems.append(
+                (int(rows[place]), usable.column("key")[place].as_py(), f"only {wide[place]}x{high[place]} px")
+            )
+        sizes.update(zip(wide.tolist(), high.tolist()))
+        given = usable.column("sources").to_pylist() if usable.column("sources").null_count < len(usable) else []
+        for target, sides in zip(zip(wide.tolist(), high.tolist()), given):
+            report.edits += bool(sides)
+            for source in zip(sides[::2], sides[1::2]):
+                alike = same_shape(source, target)
+                counters["sources"]["aligned" if alike else "whole"] += 1
+        counters["ratings"].update(map(str, usable.column("rating").to_pylist()))
+        counters["captions"].update(map(str, usable.column("characters").combine_chunks().value_lengths().to_pylist()))
+        counters["languages"].update(usable.column("languages").combine_chunks().flatten().to_pylist())
+        characters.append(usable.column("characters").combine_chunks().flatten().to_numpy())
+        for name, groups in repeated.items():
+            leaders = usable.column(name)
+            for place in np.flatnonzero(leaders.is_valid().to_numpy()):
+                if name == "same_as" or not usable.column("same_as")[place].is_valid:
+                    groups[leaders[place].as_py()].append(int(rows[place]))
+    report.usable = sum(sizes.values())
+    report.problems = [
+        (name, f"{name}: {text}") for name, text in
+        ((index.name(row, data.storage, key), text) for row, key, text in sorted(problems))
+    ]  # fmt: skip
+    _measure(report, sizes, buckets, counters["buckets"])
     for name, counter in counters.items():
         setattr(report, name, dict(counter.most_common()))
-    if sizes:
-        columns = np.array(sizes)
-        for name, values in (
-            ("smallest", columns.min(0)),
-            ("median", np.median(columns, 0)),
-            ("largest", columns.max(0)),
-        ):
-            report.sizes[name] = int(values[0]), int(values[1])
-        cut = [1 - one.kept for one in placed]
-        report.cropped = {"largest": max(cut), "mean": sum(cut) / len(cut)}
-        report.enlarged = sum(one.scaled[0] > width for one, (width, _) in zip(placed, sizes))
+    if report.usable:
+        lengths = np.concatenate(characters)
         report.caption_characters = {
-            "shortest": min(lengths), "median": int(np.median(lengths)), "longest": max(lengths)
+            "shortest": int(lengths.min()), "median": int(np.median(lengths)), "longest": int(lengths.max())
         }  # fmt: skip
-    report.duplicates = [names for names in exact.values() if len(names) > 1]
-    same = {name for names in report.duplicates for name in names[1:]}
-    report.near_duplicates = _near([pair for pair in hashes if pair[0] not in same])
-    return report, shown
+    for name, groups in repeated.items():
+        named = [[index.name(row, data.storage) for row in (leader, *rows)] for leader, rows in groups.items()]
+        setattr(report, "duplicates" if name == "same_as" else "near_duplicates", named)
+    return report, list(_shown(data))
 
 
-def language(text: str) -> str:
-    """``en`` (Latin letters), ``zh``, ``mixed`` or ``other``."""
-    chinese = sum("\u4e00" <= character <= "\u9fff" for character in text)
-    latin = sum(character.isascii() and character.isalpha() for character in text)
-    if chinese and latin > 2:
-        return "mixed"
-    return "zh" if chinese else "en" if latin else "other"
+def _measure(report: Report, sizes: Counter[Size], buckets: Sequence[Size], counter: Counter[str]) -> None:
+    """What sizes come to: their spread, buckets, and what is cut off or enlarged."""
+    if not sizes:
+        return
+    columns = np.repeat(np.array(list(sizes)), list(sizes.values()), 0)
+    for name, values in (("smallest", columns.min(0)), ("median", np.median(columns, 0)), ("largest", columns.max(0))):
+        report.sizes[name] = int(values[0]), int(values[1])
+    cut: list[tuple[float, int]] = []
+    for size, count in sizes.items():
+        placed = placed_in(*size, buckets)
+        counter[f"{placed.size[0]}x{placed.size[1]}"] += count
+        cut.append((1 - placed.kept, count))
+        report.enlarged += count * (placed.scaled[0] > size[0])
+    report.cropped = {
+        "largest": max(share for share, _ in cut), "mean": sum(share * count for share, count in cut) / len(columns)
+    }  # fmt: skip
 
 
-def difference_hash(image: Image.Image) -> int:
-    """64 bits: whether each of 8x8 places is brighter than its right neighbour."""
-    small = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX)).astype(np.int16)
-    bits = (small[:, 1:] > small[:, :-1]).flatten()
-    return int("".join("1" if bit else "0" for bit in bits), 2)
-
-
-def _pixel_hash(record: Record) -> str:
-    digest = hashlib.sha256(f"{record.image.size}".encode())
-    for image in (record.image, *record.sources):
-        digest.update(image.tobytes())
-    digest.update("\0".join(record.captions.values()).encode() if record.sources else b"")
-    return digest.hexdigest()
-
-
-def _near(hashes: list[tuple[str, int]]) -> list[list[str]]:
-    """Groups of names whose hashes differ in at most ``NEAR_BITS`` bits; flat pictures (few bits) do not count.
-
-    Hashes that are so near agree in at least one of ``NEAR_BITS + 1`` bands, so only those are compared.
-    """
-    bands = NEAR_BITS + 1
-    width = 64 // bands + 1
-    tables: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, (_, value) in enumerate(hashes):
-        if 8 <= value.bit_count() <= 56:
-            for band in range(bands):
-                tables[band, (value >> band * width) & ((1 << width) - 1)].append(index)
-    leader = list(range(len(hashes)))
-
-    def root(index: int) -> int:
-        while leader[index] != index:
-            leader[index] = leader[leader[index]]
-            index = leader[index]
-        return index
-
-    for members in tables.values():
-        for place_in_table, first in enumerate(members):
-            for second in members[place_in_table + 1 :][:200]:
-                if (hashes[first][1] ^ hashes[second][1]).bit_count() <= NEAR_BITS:
-                    leader[root(second)] = root(first)
-    groups: dict[int, list[str]] = defaultdict(list)
-    for index, (name, _) in enumerate(hashes):
-        groups[root(index)].append(name)
-    return [names for names in groups.values() if len(names) > 1]
+def _shown(data: OwnData) -> Iterator[Record]:
+    count = 0
+    for number in range(0, len(data), max(1, len(data) // SHOWN)):
+        if count < SHOWN:
+            with suppress(DataError):
+                yield data[number].read()
+                count += 1

@@ -29,6 +29,10 @@ class SampleError(DataError):
         return SampleError, (self.name, self.reason)
 
 
+class Unreachable(DataError):
+    """Storage did not answer, however often it was asked: no fault of what was to be read."""
+
+
 @dataclass(frozen=True)
 class Record:
     """A picture and how it is asked for.
@@ -106,7 +110,7 @@ class Sample:
     """
 
     def __init__(self, name: str, load: Callable[[], Record]) -> None:
-        self.name, self.load = _printable(name), load
+        self.name, self.load = printable(name), load
 
     def read(self) -> Record:
         """The record.
@@ -129,6 +133,8 @@ def naming(what: str) -> Iterator[None]:
     """
     try:
         yield
+    except Unreachable:
+        raise
     except Exception as error:
         raise DataError(f"{what}: {reason(error)}") from None
 
@@ -145,9 +151,9 @@ def reason(error: Exception) -> str:
         text = next((line.rstrip(" :") for line in str(error).splitlines() if line.strip()), "")
         if not isinstance(error, (ArimageError, OSError, ValueError)) or not text:
             text = f"{type(error).__name__}: {text}".removesuffix(": ")
-    return _printable(text)
+    return printable(text)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Bytes of a file's name that are no UTF-8 become escapes, so that the name can be printed and written."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -16,11 +16,13 @@ class BadSample:
     Attributes:
         data: the data set.
         name, reason: the sample's name in it, and what is wrong.
+        count: how many samples it stands for.
     """
 
     data: str
     name: str
     reason: str
+    count: int = 1
 
 
 class BadSamples:
@@ -50,7 +52,10 @@ class BadSamples:
 
     def counts(self) -> dict[str, int]:
         """How many each data set has."""
-        return dict(Counter(data for data, _ in self.found))
+        counts: Counter[str] = Counter()
+        for (data, _), one in self.found.items():
+            counts[data] += one.count
+        return dict(counts)
 
     def excess(self) -> str | None:
         """What to say where a data set has more than it may; None where none has."""

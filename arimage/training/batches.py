@@ -5,11 +5,14 @@ alone. A run that is stopped goes on with exactly the batches that were due, wha
 several processes share the very batch that one would have had.
 """
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from arimage.data.captions import language, length_class
 from arimage.data.records import EncodedRecord, Record, SampleError
 from arimage.errors import ArimageError, DataError
 from arimage.training.bad_samples import BadSample
@@ -69,6 +72,7 @@ class StepBatches:
         encoders: gives the hash of the encoders that prepared caches must have been made with, see
             :class:`arimage.training.cache.CacheSource`.
         rollouts: where several micro-batches learn from the same prompts; each is then told its ``place``.
+        accumulation: batches of an optimiser step.
     """
 
     def __init__(
@@ -83,13 +87,16 @@ class StepBatches:
         processes: int = 1,
         encoders: Encoders | None = None,
         rollouts: Rollouts | None = None,
+        accumulation: int = 1,
     ) -> None:
         self.rollouts = rollouts
         self.batch_size, self.collate, self.captions = batch_size, collate, captions
         self.seed, self.process, self.processes = seed, process, processes
-        self.weights = [source.weight for source in sources]
+        self.configs, self.drawn_a_step = tuple(sources), float(accumulation)
+        if rollouts is not None:
+            self.drawn_a_step = rollouts.accumulation / rollouts.parts / rollouts.updates
         self.sources: list[Source] = [open_source(source, seed, batch_size * processes, encoders) for source in sources]
-        self._order: list[tuple[int, int]] = []
+        self._order, self._draws = array("H"), array("Q")  # a few bytes a step, however long a run is
         self._drawn = [0] * len(sources)
         self._random = Random(f"sources/{seed}")
 
@@ -103,16 +110,38 @@ class StepBatches:
         """How many samples each data set has that is not endless."""
         return {source.name: source.size for source in self.sources if source.size is not None}
 
+    def digests(self) -> dict[str, str]:
+        """What says of each data set that has an order whether it is still the same."""
+        return {source.name: source.order.digest() for source in self.sources if source.order is not None}
+
     def turn(self, step: int) -> tuple[int, int]:
-        """(source, which of its batches) of a step."""
+        """(source, which of its batches) of a step.
+
+        Raises:
+            DataError: all sources have had their epochs by then.
+        """
         return self._turn(step if self.rollouts is None else self.rollouts.prompts(step))
 
     def _turn(self, step: int) -> tuple[int, int]:
         while len(self._order) <= step:
-            source = self._random.choices(range(len(self.sources)), self.weights)[0]
-            self._order.append((source, self._drawn[source]))
+            weights = [self._weight_of(number, len(self._order)) for number in range(len(self.sources))]
+            if not any(weights):
+                steps = int(len(self._order) / self.drawn_a_step)
+                raise DataError(
+                    f"the data is used up after {steps} steps: every source has had its epochs; take fewer steps, or "
+                    "raise epochs"
+                )
+            source = self._random.choices(range(len(self.sources)), weights)[0]
+            self._order.append(source)
+            self._draws.append(self._drawn[source])
             self._drawn[source] += 1
-        return self._order[step]
+        return self._order[step], self._draws[step]
+
+    def _weight_of(self, number: int, step: int) -> float:
+        limit = self.sources[number].batches
+        if limit is not None and self._drawn[number] >= limit:
+            return 0.0
+        return self.configs[number].weight_at(int(step / self.drawn_a_step))
 
     def examples(self, step: int) -> tuple[list[Example], list[BadSample]]:
         """This process's examples of a step, and what could not be read."""
@@ -122,20 +151,17 @@ class StepBatches:
         count = self.batch_size * self.processes
         readers = source.records(draw, count)
         mine = range(self.process * self.batch_size, (self.process + 1) * self.batch_size)
-        examples, bad = [], []
-        for place_in_batch in mine:
-            record = None
-            for attempt in range(RETRIES):
-                try:
-                    record = readers[place_in_batch](attempt)
-                    break
-                except SampleError as error:
-                    bad.append(BadSample(source.name, error.name, str(error)))
-            if record is None:
-                raise DataError(f"{RETRIES} samples in a row cannot be read; the last: {bad[-1].reason}")
+        threads = min(source.threads, len(mine))
+        if threads > 1:
+            with ThreadPoolExecutor(threads) as pool:
+                read = list(pool.map(lambda place: _read(source, readers[place]), mine))
+        else:
+            read = [_read(source, readers[place]) for place in mine]
+        examples = []
+        for place_in_batch, (record, _) in zip(mine, read):
             random = Random(f"example/{self.seed}/{step}/{place_in_batch}")
             examples.append(Example(record, self._caption(record, random), random.getrandbits(62)))
-        return examples, bad
+        return examples, [one for _, bad in read for one in bad]
 
     def __getitem__(self, step: int) -> Batch:
         examples, bad = self.examples(step)
@@ -146,16 +172,31 @@ class StepBatches:
         if random.random() < self.captions.dropout:
             return ""
         kinds = list(record.captions)
-        weights = [self._weight(kind) for kind in kinds]
+        weights = [self._weight(kind, record.captions[kind]) for kind in kinds]
         if not any(weights):
             weights = [1.0] * len(kinds)
         return record.captions[random.choices(kinds, weights)[0]]
 
-    def _weight(self, kind: str) -> float:
+    def _weight(self, kind: str, text: str) -> float:
         wanted = self.captions.kinds
         if not wanted:
             return 1.0
-        return max(wanted.get(name, 0.0) for name in (kind, *kind.split("/")))
+        return max(wanted.get(name, 0.0) for name in (kind, *kind.split("/"), language(text), length_class(text)))
+
+
+def _read(source: Source, reader: Callable[[int], Any]) -> tuple[Record | EncodedRecord, list[BadSample]]:
+    """A record of a source, and those that could not be read before it was.
+
+    Raises:
+        DataError: ``RETRIES`` samples in a row cannot.
+    """
+    bad: list[BadSample] = []
+    for attempt in range(RETRIES):
+        try:
+            return reader(attempt), bad
+        except SampleError as error:
+            bad.append(BadSample(source.name, error.name, str(error)))
+    raise DataError(f"{RETRIES} samples in a row cannot be read; the last: {bad[-1].reason}")
 
 
 def loader(batches: StepBatches, first: int, steps: int, workers: int) -> Iterator[Batch]:

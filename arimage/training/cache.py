@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from arimage.data.buckets import BucketBatches
+from arimage.data.order import OPEN_SHARDS, EpochOrder, cut
 from arimage.data.records import EncodedRecord, EncodedReference, SampleError, reason
 from arimage.errors import DataError
 from arimage.files import write_whole
@@ -38,7 +40,9 @@ class CacheSource:
         DataError: it is missing, damaged, made with other encoders, or lacks latents.
     """
 
-    def __init__(self, folder: Path, seed: int, batch: int, encoders: Encoders | None) -> None:
+    def __init__(
+        self, folder: Path, seed: int, batch: int, encoders: Encoders | None, epochs: int | None = None
+    ) -> None:
         self.folder = folder
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -66,19 +70,23 @@ class CacheSource:
         self.name, self.size = str(folder), len(self.rows)
         self.unreadable: list[BadSample] = []
         kinds = [(*row["size"], row["references"]) for _, _, row in self.rows]
-        self.batches = BucketBatches(kinds, batch, seed)
-        self._open = lru_cache(maxsize=4)(self._opened)
+        numbers = {kind: number for number, kind in enumerate(sorted(set(kinds)))}
+        blocks = [cut(len(list(rows))) for _, rows in groupby(shard for shard, _, _ in self.rows)]
+        self.order = EpochOrder(
+            np.array([numbers[kind] for kind in kinds], np.uint16), [rows for shard in blocks for rows in shard], batch,
+            seed, shards=[len(shard) for shard in blocks],
+        )  # fmt: skip
+        self.batches = None if epochs is None else epochs * self.order.batches_per_epoch
+        self.threads = 1
+        self._open = lru_cache(maxsize=2 * OPEN_SHARDS)(self._opened)
 
     def records(self, draw: int, count: int) -> list[Callable[[int], EncodedRecord]]:
         """Readers of the ``draw``-th batch."""
-        per_epoch = len(self._order(0))
-        batch = self._order(draw // per_epoch)[draw % per_epoch]
-        return [lambda attempt, index=index: self._read(index) for index in batch[:count]]  # type: ignore[misc]
 
-    def _order(self, epoch: int) -> list[list[int]]:
-        if getattr(self, "_epoch", (-1, []))[0] != epoch:
-            self._epoch = (epoch, self.batches.epoch_batches(epoch))
-        return self._epoch[1]
+        def reader(row: int) -> Callable[[int], EncodedRecord]:
+            return lambda attempt: self._read(row)
+
+        return [reader(int(row)) for row in self.order.batch(draw)[:count]]
 
     def _opened(self, name: str) -> Any:
         from safetensors import safe_open

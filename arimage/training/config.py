@@ -21,24 +21,49 @@ class SourceConfig(_Strict):
     """One source of samples; exactly one of ``scenes`` (with ``assets``), ``path``, ``cache`` and ``prompts``.
 
     Attributes:
-        weight: how often it is drawn from, relative to the others.
+        weight: how often it is drawn from, relative to the others; or by steps, ``{0: 1, 2000: 0.2}``: from each step
+            on so often, before the first one not at all.
         scenes: composed pictures; ``assets`` is the folder that ``arimage data sprites`` made.
         path: people's own data, see :mod:`arimage.data.folders`.
         cache: a folder that ``arimage prepare`` made.
         prompts: a .txt file, a prompt a line, or a .jsonl file with ``prompt``, for a stage that learns from rewards.
         sides: pictures of ``path`` go into buckets of about these areas (side in pixels); those of ``prompts`` are
             squares of these sides.
+        epochs: how often it is gone through at most; then the other sources have its share. None is without end.
+        index: file of the index of ``path``; by default beside the data, or in the user's cache.
+        shard_cache: a folder for local copies of remote shards, of ``shard_cache_gb`` gigabytes at most on each
+            machine; None reads each sample by a range request.
         minimum_rating: samples of ``path`` below are left out.
+        minimum_side: so are those whose shorter side has fewer pixels,
+        maximum_aspect: whose longer side is more than so many times the shorter one,
+        languages: that have no caption in one of these (``en``, ``zh``, ``mixed``, ``other``; empty is all),
+        caption_characters: or none of so many characters (least, most); other captions of a sample are not read.
+        drop_duplicates: of pictures that are the same or look almost the same the first is used; needs an index that
+            was made with ``--verify``.
+        balance: 0 takes samples as they come, 1 takes every ``category`` as often as the largest, values between
+            raise the rare ones in part.
+        max_repeats: how often an epoch may have a sample for that.
     """
 
-    weight: float = Field(1.0, gt=0)
+    weight: Annotated[float, Field(gt=0)] | dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0)]] = 1.0
     scenes: SceneSettings | None = None
     assets: str | None = None
     path: str | None = None
     cache: str | None = None
     prompts: str | None = None
+    epochs: int | None = Field(None, ge=1)
     sides: tuple[int, ...] = (256,)
+    index: str | None = None
+    shard_cache: str | None = None
+    shard_cache_gb: float = Field(50.0, gt=0)
     minimum_rating: int = Field(1, ge=1, le=5)
+    minimum_side: int = Field(1, ge=1)
+    maximum_aspect: float | None = Field(None, ge=1)
+    languages: tuple[Literal["en", "zh", "mixed", "other"], ...] = ()
+    caption_characters: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    drop_duplicates: bool = False
+    balance: float = Field(0.0, ge=0, le=1)
+    max_repeats: int = Field(10, ge=1, le=255)
 
     @model_validator(mode="after")
     def _one(self) -> "SourceConfig":
@@ -47,7 +72,18 @@ class SourceConfig(_Strict):
             raise ValueError("a source has exactly one of scenes, path, cache and prompts")
         if self.scenes is not None and self.assets is None:
             raise ValueError("scenes need assets, the folder that 'arimage data sprites' made")
+        if self.scenes is not None and self.epochs is not None:
+            raise ValueError("scenes have no end, and so no epochs")
+        if isinstance(self.weight, dict) and not any(self.weight.values()):
+            raise ValueError("weight: at some step it must be more than 0")
         return self
+
+    def weight_at(self, step: int) -> float:
+        """How often it is drawn from at an optimiser step."""
+        if not isinstance(self.weight, dict):
+            return self.weight
+        begun = [first for first in self.weight if first <= step]
+        return self.weight[max(begun)] if begun else 0.0
 
 
 class CaptionConfig(_Strict):
@@ -55,7 +91,8 @@ class CaptionConfig(_Strict):
 
     Attributes:
         dropout: share of captions that are emptied, for guidance of the visual tokens.
-        kinds: how often each kind comes, by its name or the part before or after the slash; all evenly when empty.
+        kinds: how often each kind comes, by its name, the part before or after the slash, its language (``en``,
+            ``zh``, ``mixed``, ``other``), or ``short`` (under about 100 letters) and ``long``; all evenly when empty.
     """
 
     dropout: float = Field(0.1, ge=0, le=1)

@@ -30,6 +30,7 @@ from arimage.training.objectives import build_objective, choose_trainable
 from arimage.training.optimizer import learning_rate
 from arimage.training.processes import Processes, mean
 from arimage.training.progress import Progress
+from arimage.training.sources import make_indexes
 from arimage.training.train_state import TrainState, weight_shapes
 
 STATES, SAMPLES = "states", "samples"
@@ -58,6 +59,7 @@ class Run:
         self.learning = choose_trainable(self.objective, config)
         rewarded = config.rewarded
         rollouts = None if rewarded is None else Rollouts(rewarded.updates, rewarded.parts, config.accumulation)
+        self.processes.first_main(lambda: make_indexes((*config.data, *config.evaluation)))
         self.batches = self._batches(config.data, config.captions, config.seed, rollouts)
         self.held_out = None
         if config.evaluation and config.evaluation_batches:
@@ -79,7 +81,7 @@ class Run:
         return StepBatches(
             sources, self.config.batch_size, self.objective.collate, captions,
             seed=seed, process=self.processes.index, processes=self.processes.count, encoders=self._encoders,
-            rollouts=rollouts,
+            rollouts=rollouts, accumulation=self.config.accumulation,
         )  # fmt: skip
 
     def _encoders(self, latents: bool) -> str | None:
@@ -148,13 +150,23 @@ class Run:
         self.objective.load_metadata(saved.metadata.get("objective", {}))
         say = self.processes.say
         say(f"a new schedule from step {self.step}" if restarted else f"going on from step {self.step}")
+        now = self.batches.digests()
+        for name, before in saved.metadata.get("data", {}).items():
+            if not restarted and now.get(name, before) != before:
+                say(f"{name} has changed since {self.step} steps were done: from here on its order is another")
         if self.config.restart and self.step >= self.last:
             say("all steps of these settings are done; another number of steps or seed begins a new schedule")
 
     def run(self) -> Path:
-        """Train to the last step and write the finished checkpoint; its folder."""
+        """Train to the last step and write the finished checkpoint; its folder.
+
+        Raises:
+            DataError: the epochs that sources may have do not last so long.
+        """
         config = self.config
         self.samples.start()
+        if any(source.epochs for source in config.data):
+            self.batches.turn(self.last * config.accumulation - 1)  # says now, not then, where data is used up
         progress = Progress(self.last, self.step, quiet=not self.main)
         incoming = loader(
             self.batches, self.step * config.accumulation, self.last * config.accumulation, config.workers
@@ -258,7 +270,7 @@ class Run:
         """Save everything that the next step depends on."""
         metadata: dict[str, Any] = {
             **self.losses.metadata(), "first": self.first, "best": self.best, "best_step": self.best_step,
-            "objective": self.objective.metadata(),
+            "objective": self.objective.metadata(), "data": self.batches.digests(),
         }  # fmt: skip
         folder = self.output / STATES
         self.train_state.save(folder, self.step, self.settings, metadata, self.config.keep, self.best_step)

@@ -141,11 +141,18 @@ def _encoder(start: str, latents: bool) -> Callable[[Record], Encoded]:
     return _Encoder(Checkpoint.open(start), Accelerator().device, latents)
 
 
+def smallest_integers(codes: int) -> torch.dtype:
+    """The smallest type that holds the numbers of so many codes."""
+    kinds = (torch.uint8, torch.int16, torch.int32)
+    return next(kind for kind in kinds if codes - 1 <= torch.iinfo(kind).max)
+
+
 class _Encoder:
     def __init__(self, checkpoint: Checkpoint, device: torch.device, latents: bool) -> None:
         self.tokenizer = checkpoint.semantic_tokenizer(device=device, dtype=torch.float32)
         self.autoencoder = checkpoint.autoencoder(device=device, dtype=torch.float32) if latents else None
         self.limits, self.device = checkpoint.config.processor.limits, device
+        self.integers = smallest_integers(self.tokenizer.model.vqmodel.config.num_embeddings)
 
     @torch.no_grad()
     def __call__(self, record: Record) -> Encoded:
@@ -155,7 +162,7 @@ class _Encoder:
         views = [half_size_pixels(image) for image in (record.image, *references)]
         if not references:
             views.append(preview_view(record.image))
-        codes = [one.cpu().to(torch.int32) for one in encode_views(self.tokenizer, views, self.device)]
+        codes = [one.cpu().to(self.integers) for one in encode_views(self.tokenizer, views, self.device)]
         if not references:
             tensors["preview"] = codes[-1]
         names = ["", *(f"reference-{place}/" for place in range(len(references)))]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from arimage.errors import UsageError
+from arimage.errors import ArimageError, UsageError
 from arimage.training.config import TrainConfig
 from arimage.training.objective import Objective
 from arimage.training.precision import computed_in
@@ -132,6 +132,23 @@ class Processes:
         from accelerate.utils import broadcast_object_list
 
         return broadcast_object_list([make() if self.main else None])[0]
+
+    def first_main(self, work: Callable[[], object]) -> None:
+        """Let the main process do work that the others find done.
+
+        Raises:
+            ArimageError: it failed, which all processes say.
+        """
+
+        def tried() -> ArimageError | None:
+            try:
+                work()
+            except ArimageError as error:
+                return error
+            return None
+
+        if self.count > 1 and (error := self.from_main(tried)) is not None:
+            raise error
 
     def seed(self, step: int) -> None:
         """The global random streams of a step, for libraries that use them; processes differ, runs do not."""

@@ -19,6 +19,7 @@ IGNORED_ON_RESUME = frozenset({
     "restart", "assets", "scenes",
 })  # fmt: skip
 FREE_OF_REWARDS = ("workers", "timeout", "stop", "evaluation_pictures")
+FREE_OF_SOURCES = ("index", "shard_cache", "shard_cache_gb")
 MEASURED_AT_THE_END = ("statistics_samples", "latent_scale")
 LISTED = 8
 LONGEST = 60
@@ -48,6 +49,7 @@ def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
                 if reward["weight"]
             }
         }
+    kept["data"] = [{k: v for k, v in one.items() if k not in FREE_OF_SOURCES} for one in kept["data"]]
     kept["batch_size"] *= settings["processes"]
     kept["start"] = settings["start_weights"][:12]
     return kept
