@@ -10,12 +10,13 @@ through. Training goes on from there (an induction head by construction: Olsson 
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from arimage.autoregressive.layout import Grid, build_prompt
-from arimage.autoregressive.model import AutoregressiveModel
+from arimage.autoregressive.model import AutoregressiveModel, Layer
 from arimage.autoregressive.vocabulary import Vocabulary
 
 SCALE = 3.0  # length of a query's and of a key's bias in each pair of rotated entries
@@ -56,7 +57,7 @@ def initialize_copy_heads(
     rank = min(int((LEAST_SHARE * vectors.S[0] < vectors.S).sum()), size)
     read = PASSED * vectors.Vh[:rank]
     for number in layers:
-        layer = model.model.language_model.layers[number]
+        layer = cast(Layer, model.model.language_model.layers[number])
         attention = layer.self_attn
         attention.k_proj.weight[:size] *= CONTENT
         attention.k_proj.bias[: 2 * pairs] = SCALE * _circle(beside)
