@@ -26,7 +26,8 @@ GUIDES = sorted((ROOT / "docs").glob("*.md"))
 SNIPPETS = [ROOT / "README.md", *(guide for guide in GUIDES if guide != TUTORIAL)]
 NOT_HERE = (
     "path/to/", "make demo", "make test", "holiday/", "photo.jpg", "data check photos/", "arimage train",
-    "arimage evaluate", "arimage benchmark", "arimage serve", "arimage batch", "a red fox on a blue background", "fox.png",
+    "arimage evaluate", "arimage benchmark", "arimage serve", "arimage batch",
+    "a red fox on a blue background", "fox.png",
 )  # fmt: skip
 
 
