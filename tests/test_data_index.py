@@ -336,6 +336,15 @@ def test_an_index_is_not_made_of_a_server_that_fails(remote: tuple[str, Any], mo
         OwnData(url, processes=1)
 
 
+def test_a_folder_on_a_server_is_indexed_as_on_a_disk(remote: tuple[str, Any], tmp_path: Path) -> None:
+    _, server = remote
+    local = write("pictures", tmp_path / "photos", rows_of(20))
+    for path in local.iterdir():
+        server().pipe_file(f"/photos/{path.name}", path.read_bytes())
+    data = OwnData("flaky://photos")
+    assert captions(data) == captions(OwnData(str(local))) == [f"number {n}" for n in range(20)]
+
+
 def test_copies_of_remote_shards_are_bounded_and_read_once(remote: tuple[str, Any], tmp_path: Path) -> None:
     url, server = remote
     size = server().info("/bucket/00000.tar")["size"]

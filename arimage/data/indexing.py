@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,18 @@ import numpy as np
 
 from arimage.data.captions import language
 from arimage.data.duplicates import first_of_their_kind
-from arimage.data.forms.shard import Broken, Shard
+from arimage.data.forms.shard import Broken, Found, Place, Shard
 from arimage.data.index import METADATA, ROWS_OF_A_GROUP, VERSION, Index, arrow, schema
 from arimage.data.records import Unreachable, reason
+from arimage.data.rows import Facts
 from arimage.data.shards import FORMS, find_shards, open_place
-from arimage.data.storage import Storage
+from arimage.data.storage import ASKED_AT_ONCE, Storage
 from arimage.errors import ArimageError, DataError
 
 NAME = ".arimage-index.parquet"
 ROWS_AT_ONCE = 1 << 15
 SAID_EVERY = 10.0
+ASKED_FOR_EACH = ("pictures", "table")  # forms of which each sample is a request
 ALONE_FOR = 2.0  # seconds of work that other processes are not started for
 OnShard = Callable[[int, int], None]
 
@@ -269,16 +272,11 @@ def scan_shard(storage: Storage, shard: Shard, verify: bool, part: Path) -> int:
     tables: list[Any] = []
     count = 0
     try:
-        for found in FORMS[shard.form].scan(storage, shard):
-            place = found.place
+        for place, about in _looked_at(storage, shard, verify):
             key = place.key.encode("utf-8", "surrogateescape")
             _add(rows, key=key, parts=place.parts, offsets=list(place.offsets), lengths=list(place.lengths))
-            try:
-                about = found.facts(verify)
-            except Unreachable:
-                raise
-            except Exception as error:  # what decoders raise on people's files has no common class
-                _add(rows, width=0, height=0, masked=False, rating=0, fault=reason(error))
+            if isinstance(about, Exception):
+                _add(rows, width=0, height=0, masked=False, rating=0, fault=reason(about))
             else:
                 _add(
                     rows, width=about.size[0], height=about.size[1], masked=about.masked, rating=about.rating,
@@ -303,6 +301,26 @@ def scan_shard(storage: Storage, shard: Shard, verify: bool, part: Path) -> int:
     about_shard = {"rows": count, "about": {key: value for key, value in shard.about.items() if key != "ends"}}
     _write(part, tables, schema().with_metadata({METADATA: json.dumps(about_shard)}))
     return count
+
+
+def _looked_at(storage: Storage, shard: Shard, verify: bool) -> Iterator[tuple[Place, Facts | Exception]]:
+    """The samples of a shard with what they are, or what is wrong with them; several at once where that is waiting."""
+
+    def looked(found: Found) -> Facts | Exception:
+        try:
+            return found.facts(verify)
+        except Unreachable:
+            raise
+        except Exception as error:  # what decoders raise on people's files has no common class
+            return error
+
+    samples = FORMS[shard.form].scan(storage, shard)
+    if storage.local or shard.form not in ASKED_FOR_EACH:
+        yield from ((found.place, looked(found)) for found in samples)
+        return
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        while some := list(islice(samples, 8 * ASKED_AT_ONCE)):
+            yield from zip((found.place for found in some), pool.map(looked, some))
 
 
 def _add(rows: dict[str, list[Any]], **values: Any) -> None:
