@@ -3,6 +3,7 @@
 import base64
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -356,21 +357,36 @@ def test_the_page_speaks_chinese_and_every_control_has_a_name(page: Page) -> Non
         page.find("#language").click()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_phone_needs_no_sideways_scrolling(page: Page, theme: str) -> None:
+@contextmanager
+def phone(page: Page, theme: str = "light") -> Iterator[None]:
+    """The page on a small screen."""
     emulate = page.driver.execute_cdp_cmd
     emulate("Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True})
     emulate("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]})
     try:
-        ground = page.run("return getComputedStyle(document.body).backgroundColor")
-        assert (int(ground.split("(")[1].split(",")[0]) > 127) == (theme == "light")
-        page.drop("#drop-edit", png(Image.new("RGB", (200, 64))))
-        until(lambda: page.count("#mask"))
+        yield
         assert page.run("return document.scrollingElement.scrollWidth") <= 390
         assert page.find("#go").is_displayed()
     finally:
         emulate("Emulation.clearDeviceMetricsOverride", {})
         emulate("Emulation.setEmulatedMedia", {"features": []})
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_phone_needs_no_sideways_scrolling(page: Page, theme: str) -> None:
+    with phone(page, theme):
+        ground = page.run("return getComputedStyle(document.body).backgroundColor")
+        assert (int(ground.split("(")[1].split(",")[0]) > 127) == (theme == "light")
+        page.drop("#drop-edit", png(Image.new("RGB", (200, 64))))
+        until(lambda: page.count("#mask"))
+
+
+def test_a_long_prompt_makes_a_phones_page_no_wider(page: Page) -> None:
+    with phone(page):
+        page.type("#prompt", "a fox and " * 12)
+        page.type("#steps", "1")
+        page.run("document.querySelector('#go').click()")
+        page.finished()
 
 
 def test_nothing_is_loaded_from_elsewhere_and_no_rule_is_broken(page: Page) -> None:

@@ -38,17 +38,13 @@ class Origin:
     parameters: Parameters | None = None
 
 
-def read_recipe(path: RawPicture, called: str = "") -> Recipe | None:
+def read_recipe(path: str | os.PathLike[str]) -> Recipe | None:
     """The recipe that a picture carries, or None when it has none.
-
-    Args:
-        path: a file, or an open one.
-        called: what messages call an open one.
 
     Raises:
         ArimageError: the file is no picture, or its recipe is damaged.
     """
-    return read_origin(path, called).recipe
+    return read_origin(path).recipe
 
 
 def read_origin(source: RawPicture, called: str = "") -> Origin:

@@ -155,6 +155,6 @@ def origin_of(source: bytes | str, max_pixels: int) -> Origin:
     """
     open_uploads([source], "image", max_pixels, deep=False)
     try:
-        return read_origin(source)
+        return read_origin(source, "image")
     except ArimageError as error:
         raise invalid("image", str(error), "invalid_image") from None
