@@ -11,6 +11,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 FEATHER = 8
+MOST_FEATHER = 256
 
 
 class EditMask:

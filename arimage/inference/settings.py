@@ -7,7 +7,7 @@ from typing import Any
 
 from arimage.autoregressive.sampling import TokenSampling
 from arimage.errors import UsageError, nearest
-from arimage.images.masks import FEATHER
+from arimage.images.masks import FEATHER, MOST_FEATHER
 from arimage.inference.requests import Preview, Progress
 from arimage.inference.results import GeneratedImage
 from arimage.inference.rewriting import Rewriter
@@ -37,6 +37,10 @@ class Settings:
     negative_text: str = ""
     preview_grid: bool = True
     feather: int = FEATHER
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.feather <= MOST_FEATHER:
+            raise ValueError(f"feather must lie in 0..{MOST_FEATHER}, got {self.feather}")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Settings":
