@@ -1,6 +1,10 @@
-"""As much of Ray as pools use, in this process: calls are done when they are made, and workers can be lost."""
+"""As much of Ray as pools use, in this process: calls are done when they are made, and workers can be lost.
+
+What goes into a call and what comes out of it are copies, as between processes.
+"""
 
 import itertools
+import pickle
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -31,12 +35,15 @@ class RayHere:
     Args:
         lose: whether the actor is lost in a call, by the call's name and number.
         slow: a call that ends when no other is left.
+        apart: actors have copies of what they are made with, too.
     """
 
     exceptions = SimpleNamespace(RayError=RayError, RayActorError=RayActorError, RayTaskError=RayTaskError)
 
-    def __init__(self, lose: Callable[[str, int], bool] = lambda name, number: False, slow: str = "") -> None:
-        self.slow = slow
+    def __init__(
+        self, lose: Callable[[str, int], bool] = lambda name, number: False, slow: str = "", apart: bool = False
+    ) -> None:
+        self.slow, self.apart = slow, apart
         self.lose, self.calls, self.actors = lose, itertools.count(), list[Actor]()
 
     def put(self, value: Any) -> Ref:
@@ -69,7 +76,8 @@ class Kind:
         return self
 
     def remote(self, *arguments: Any) -> "Actor":
-        actor = Actor(self.ray, self.kind(*(one.value if isinstance(one, Ref) else one for one in arguments)))
+        given = [one.value if isinstance(one, Ref) else one for one in arguments]
+        actor = Actor(self.ray, self.kind(*(copied(given) if self.ray.apart else given)))
         self.ray.actors.append(actor)
         return actor
 
@@ -99,9 +107,13 @@ class Method:
             actor.gone = True
             made = [Ref(error=RayActorError("the actor is gone")) for _ in range(self.count)]
         else:
-            answer = getattr(actor.inside, self.name)(
-                *(one.value if isinstance(one, Ref) else one for one in arguments)
-            )
+            given = copied([one.value if isinstance(one, Ref) else one for one in arguments])
+            answer = copied(getattr(actor.inside, self.name)(*given))
             made = [Ref(one, name=self.name) for one in ([answer] if self.count == 1 else answer)]
             assert len(made) == self.count
         return made[0] if self.count == 1 else made
+
+
+def copied(value: Any) -> Any:
+    """As it arrives in another process."""
+    return pickle.loads(pickle.dumps(value))
