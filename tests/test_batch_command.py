@@ -12,6 +12,8 @@ from arimage.cli.main import run
 from arimage.cli.options import with_ray_address
 from arimage.images.provenance import read_recipe
 from tests.conftest import photo
+from tests.ray_here import RayHere
+from tests.test_batch import contents
 
 QUICK = {"steps": 2, "guidance": 1.0}
 
@@ -79,6 +81,20 @@ def test_pictures_are_those_of_the_library_and_carry_their_recipes(batch, pipeli
     code, out, _ = batch("jobs.jsonl", "-o", "again", "--placement", "sequential", "--token-batch", "2")
     for name in ("text", "masked"):
         assert Path(f"again/00000/{name}.png").read_bytes() == Path(f"out/00000/{name}.png").read_bytes()
+
+
+def test_pools_make_the_same_files(batch, monkeypatch):
+    """Of workers that share nothing with each other; tests/test_ray.py has them in processes of their own."""
+    from arimage.cli import pools
+    from arimage.scale.cluster import Cluster
+
+    cluster = Cluster(batch=3)
+    monkeypatch.setattr(pools, "check_pools", lambda ray, cluster: None)
+    monkeypatch.setattr(pools, "open_pools", lambda ray, file: (RayHere(apart=True), cluster))
+    for place, more in (("plain", []), ("pools", ["--ray"])):
+        code, out, err = batch("jobs.jsonl", "-o", place, *more)
+        assert (code, out) == (0, f"{place}: 5 pictures, 5 of them new, 0 failed\n"), err
+    assert contents(Path("pools")) == contents(Path("plain"))
 
 
 def test_a_dry_run_keeps_nothing_and_says_how_long_it_takes(batch):

@@ -61,13 +61,25 @@ def test_workers_lost_at_random_change_nothing(tmp_path, seed):
 
 
 def test_tokens_are_drawn_in_batches_and_workers_are_added_where_work_waits(tmp_path):
-    ray = RayHere(slow="tokens")
+    ray = RayHere(seconds={"tokens": 1.0, "diffusion": 1.0})
     _, stages, _ = run(ray, table(tmp_path / "jobs.jsonl", ROWS), tmp_path / "out")
     assert max(stages.batches) == 4
     assert sum(stages.batches) == 60
     assert len(stages.batches) <= 25
     assert len(ray.actors) == 6
     assert all(actor.gone for actor in ray.actors), "they end with the run"
+
+
+def test_the_slowest_stage_is_kept_busy(tmp_path):
+    """With the times of the released model's stages: a batch of tokens 60 s, diffusion 16 s on each of four workers."""
+    seconds = {"encode": 0.2, "tokens": 60.0, "diffusion": 16.0, "pixels": 1.0}
+    jobs = table(tmp_path / "jobs.jsonl", [{"prompt": f"fox {i}", "seed": i} for i in range(400)])
+    ray, progress, ends = RayHere(seconds=seconds), Progress(jobs.count), []
+    cluster = Cluster.model_validate({"batch": 16, "stages": {"diffusion": {"actors": 4}}})
+    for _ in Pools(ray, StubStages(sizes=SIZES), cluster, progress).run(Work(job, Place("0")) for job in jobs):
+        ends.append(ray.now)
+    rate = (len(ends) - 41) / (ends[-1] - ends[40])
+    assert rate > 0.95 * min(16 / 60, 4 / 16)
 
 
 def test_a_job_that_spoils_its_batch_fails_alone(tmp_path):

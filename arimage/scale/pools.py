@@ -194,12 +194,13 @@ class Pools:
         return AHEAD * self._batch(stage) * max(1, len(self._workers[stage]))
 
     def _may_go_on(self, stage: Stage) -> bool:
-        """Whether there is room for what a further call of a stage hands on."""
+        """Whether there is room for what a further call of a stage hands on, so many for each of its workers apart."""
         if stage == "pixels":
             return True
         following = STAGES[STAGES.index(stage) + 1]
         coming = sum(len(items) for worker in self._workers[stage] for items in worker.calls.values())
-        return len(self._waiting[following]) + coming < self._room(following) + self._batch(stage)
+        under_way = self._batch(stage) * DEPTH * len(self._workers[stage])
+        return len(self._waiting[following]) + coming < self._room(following) + under_way
 
     def _assign(self) -> None:
         """Give what waits to free workers, the later stages first."""
