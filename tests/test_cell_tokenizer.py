@@ -128,7 +128,7 @@ def test_codes_learn_to_ignore_the_background(start: Path, assets: Path, tmp_pat
     config = stage(
         "tokenizer", start, assets, tmp_path, steps=60, batch_size=8, learning_rate=4e-3, sample_every=60,
         save_every=30, muon=["visual.blocks.*.weight"], data=[{"scenes": scenes, "assets": str(assets)}], evaluation=[],
-        tokenizer={"cell_classes": True, "components": 32, "class_samples": 48, "wear": 0.0},
+        tokenizer={"cell_classes": True, "components": 32, "class_samples": 48, "degradation_prob": 0.0},
     )  # fmt: skip
     first_half = Run(config)
     first_half.start()
@@ -150,7 +150,7 @@ def test_codes_learn_to_ignore_the_background(start: Path, assets: Path, tmp_pat
     assert kept[1] > kept[0] + 0.2
     assert list((tmp_path / "samples").glob("*.png"))
     classes = tmp_path / "classes.safetensors"
-    later = {"cell_classes": True, "components": 32, "classes": str(classes), "wear": 0.0}
+    later = {"cell_classes": True, "components": 32, "classes": str(classes), "degradation_prob": 0.0}
     data = {"data": [{"scenes": scenes, "assets": str(assets)}], "evaluation": [], "steps": 2, "batch_size": 8}
     on = stage("tokenizer", folder, assets, tmp_path / "on", tokenizer=later, warmup=0, learning_rate=1e-6, **data)
     train(on)

@@ -375,8 +375,8 @@ def phone(page: Page, theme: str = "light") -> Iterator[None]:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_phone_needs_no_sideways_scrolling(page: Page, theme: str) -> None:
     with phone(page, theme):
-        ground = page.run("return getComputedStyle(document.body).backgroundColor")
-        assert (int(ground.split("(")[1].split(",")[0]) > 127) == (theme == "light")
+        ground = "return getComputedStyle(document.body).backgroundColor"
+        until(lambda: (int(page.run(ground).split("(")[1].split(",")[0]) > 127) == (theme == "light"))
         page.drop("#drop-edit", png(Image.new("RGB", (200, 64))))
         until(lambda: page.count("#mask"))
 

@@ -816,7 +816,7 @@ def test_a_state_of_other_settings_is_refused_and_they_are_named(trained: TrainC
     "change",
     [
         {"gradient_checkpointing": True}, {"evaluation_batches": 3}, {"max_bad_share": 0.5}, {"evaluation": []},
-        {"workers": 2}, {"keep": 9}, {"output": "elsewhere"}, {"tokenizer": {"decay": 0.5}}, {"restart": True},
+        {"workers": 2}, {"keep": 9}, {"output": "elsewhere"}, {"tokenizer": {"codebook_decay": 0.5}}, {"restart": True},
         {"schedule": "constant", "steps": 99, "min_lr_ratio": 0.5},
         {"autoencoder": {"statistics_samples": 9, "latent_scale": "pixels"}},
     ],
@@ -1193,7 +1193,7 @@ def test_a_step_left_out_for_its_loss_does_not_hold_up_the_scaler(
 ) -> None:
     config = stage("autoregressive", checkpoint_folder, assets, tmp_path / "run", evaluation=[], on_spike="skip")
     run = scaled_run(config, monkeypatch, 2.0)
-    monkeypatch.setattr(run.losses, "sound", lambda step, totals, batches: step == 2)
+    monkeypatch.setattr(run.losses, "accepts", lambda step, totals, batches: step == 2)
     assert [bool(run.one_step(iter([run.batches[run.step]]))) for run.step in range(3)] == [False, False, True]
 
 
