@@ -31,7 +31,7 @@ from arimage.data.records import EncodedRecord
 from arimage.errors import UsageError
 from arimage.training.codes import code_vectors, encode_views, preview_view, reference_view
 from arimage.training.config import TrainConfig
-from arimage.training.copy_heads import initialize_copy_heads
+from arimage.training.copy_heads import initialize_copy_heads, initialize_induction_heads
 from arimage.training.examples import Example
 from arimage.training.objective import Losses, Objective, generator
 from tokenizer.image_size import PIXELS_PER_TOKEN
@@ -116,13 +116,15 @@ class AutoregressiveObjective(Objective):
             for table in (embedding, self.model.lm_head.weight):
                 rows = code_vectors(self.helpers["tokenizer"], table.shape[1], self.config.seed)
                 table[: len(rows)] = rows * table.std()
-        if self.settings.copy_heads:
-            codes = embedding[: self.vocabulary.codebook_size]
-            grid = target_grid(self.limits.min_side, self.limits.min_side)
-            try:
+        codes = embedding[: self.vocabulary.codebook_size]
+        try:
+            if self.settings.copy_heads:
+                grid = target_grid(self.limits.min_side, self.limits.min_side)
                 initialize_copy_heads(self.model, self.settings.copy_heads, self.vocabulary, codes, grid)
-            except ValueError as error:
-                raise UsageError(f"autoregressive.copy_heads: {error}") from None
+            if self.settings.induction_heads is not None:
+                initialize_induction_heads(self.model, self.settings.induction_heads, codes)
+        except ValueError as error:
+            raise UsageError(f"autoregressive.copy_heads, autoregressive.induction_heads: {error}") from None
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         samples: list[dict[str, Any]] = []

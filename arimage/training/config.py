@@ -199,6 +199,8 @@ class AutoregressiveTraining(_Strict):
         copy_heads: layers of which some heads begin by copying the code of the same cell from the last reference
             (:mod:`arimage.training.copy_heads`), for pictures of the smallest size of references; for a model that is
             not trained yet, whose chat template puts the text first.
+        induction_heads: two layers of which some heads begin by finding the code before, or the one above, in what came
+            earlier, and copying what follows it there; also where a thing stands elsewhere. For such a model too.
         copy_task_prob: share of the edits that become exercises in copying: without a text, all codes of the sample
             renamed by a permutation of its own, and the last reference is the target. What a code means is no help
             there, so that a model learns to look its references up, which edits alone teach late.
@@ -216,6 +218,7 @@ class AutoregressiveTraining(_Strict):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     codes_from_codebook: bool = False
     copy_heads: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    induction_heads: tuple[int, int] | None = None
     copy_task_prob: float = Field(0.0, ge=0, le=1)
     rename_prob: float = Field(0.0, ge=0, le=1)
     grpo: TokenPolicy | None = None

@@ -6,7 +6,8 @@ neighbouring cells differ too little to be told apart. So some heads begin as wh
 text stands before the references (``processor.text_first``), the last reference is at the same distance from the
 target in every prompt; rotary position embedding turns that distance into an angle for each frequency, and biases of
 queries and keys that differ by these angles match exactly the cell wanted. Values and outputs pass the codes' vectors
-through. Training goes on from there (an induction head by construction: Olsson et al. 2022, arXiv:2209.11895).
+through. Where a thing stands elsewhere than in its reference, two layers of induction heads (Olsson et al. 2022,
+arXiv:2209.11895) find it by what stands before and above. Training goes on from there.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ CONTENT = 0.3  # what is left of the weights of queries and keys, so that positi
 PASSED = 1.5  # length of the rows that read a code's vector, and of the columns that write it
 WRITTEN = 0.6  # gain of the norm behind attention in these layers
 LEAST_SHARE = 1e-3
+MATCHED = 2.0  # length of the rows by which codes are compared
 
 
 @torch.no_grad()
@@ -68,6 +70,63 @@ def initialize_copy_heads(
             attention.q_proj.bias[own][: 2 * pairs] = SCALE * _circle(beside - wanted)
             attention.o_proj.weight[:, own][:, :rank] = read.T
         layer.post_self_attn_layernorm.weight.fill_(WRITTEN)
+
+
+@torch.no_grad()
+def initialize_induction_heads(model: AutoregressiveModel, layers: tuple[int, int], codes: Tensor) -> None:
+    """Let heads find where the code before, or the code above, stands in what came earlier, and copy what follows it.
+
+    So a thing is continued from its reference also at another place. In the first layer heads fetch a cell's left and
+    upper neighbours, and the one above the next cell, into directions of their own; in the second layer queries of the
+    present code and of the code above the next cell match keys of the left and upper neighbours.
+
+    Args:
+        layers: the two, the first before the second.
+        codes: (codebook_size, hidden_size) embeddings of the codes.
+
+    Raises:
+        ValueError: heads are too few, or a layer does not exist.
+    """
+    config = model.config
+    size, pairs = config.head_dim, sum(config.mrope_section)
+    heads, shared = config.num_attention_heads, config.num_key_value_heads
+    if shared < 2 or heads // shared < 2:
+        raise ValueError("two key-value heads of two queries each are needed")
+    if not 0 <= layers[0] < layers[1] < config.num_hidden_layers:
+        raise ValueError(f"layers are numbered 0 to {config.num_hidden_layers - 1}, got {list(layers)}")
+    axes = torch.tensor([axis for axis, count in enumerate(config.mrope_section) for _ in range(count)])
+    frequencies = config.rope_theta ** -(torch.arange(len(axes)) / len(axes))
+    vectors = torch.linalg.svd(codes.float(), full_matrices=True)
+    rank = min(int((LEAST_SHARE * vectors.S[0] < vectors.S).sum()), size, config.hidden_size // 4)
+    code, left, above, corner = vectors.Vh[: 4 * rank].split(rank)
+    first, second = (cast(Layer, model.model.language_model.layers[number]) for number in layers)
+    group = heads // shared
+
+    attention = first.self_attn
+    fetched = {0: ((0, 1, 0), above), group: ((0, 0, 1), left), group + 1: ((0, 1, -1), corner)}
+    for number in (0, 1):
+        own = slice(number * size, number * size + size)
+        attention.k_proj.weight[own] *= CONTENT
+        attention.k_proj.bias[own][: 2 * pairs] = SCALE * _circle(torch.zeros(pairs))
+        attention.v_proj.weight[own][:rank] = PASSED * code
+    for head, (distance, directions) in fetched.items():
+        own = slice(head * size, head * size + size)
+        attention.q_proj.weight[own] *= CONTENT
+        attention.q_proj.bias[own][: 2 * pairs] = SCALE * _circle(-frequencies * torch.tensor(distance)[axes])
+        attention.o_proj.weight[:, own][:, :rank] = PASSED * directions.T
+    first.post_self_attn_layernorm.weight.fill_(WRITTEN)
+
+    attention = second.self_attn
+    free = size - 2 * pairs  # entries of a head that are not rotated: what they match does not depend on places
+    mixing = torch.linalg.qr(torch.randn(rank, rank, generator=torch.Generator().manual_seed(0))).Q[:free]
+    for number, head, asked, known in ((0, 0, code, left), (1, group, corner, above)):
+        keys, queries = (slice(n * size, n * size + size) for n in (number, head))
+        for weight, directions in ((attention.k_proj.weight[keys], known), (attention.q_proj.weight[queries], asked)):
+            weight *= CONTENT
+            weight[2 * pairs : 2 * pairs + len(mixing)] = MATCHED * mixing @ directions
+        attention.v_proj.weight[keys][:rank] = PASSED * code
+        attention.o_proj.weight[:, queries][:, :rank] = PASSED * code.T
+    second.post_self_attn_layernorm.weight.fill_(WRITTEN)
 
 
 def _distances(vocabulary: Vocabulary, grid: Grid) -> Tensor:
