@@ -9,7 +9,7 @@ import torch
 from arimage.autoregressive.layout import Grid, build_prompt, training_sequence
 from arimage.autoregressive.model import AutoregressiveModel
 from arimage.checkpoints.model_config import ModelConfig
-from arimage.training.copy_heads import initialize_copy_heads
+from arimage.training.copy_heads import initialize_copy_heads, initialize_induction_heads
 from arimage.yaml_files import load_yaml
 from tests.tiny import VOCABULARY, random_codes
 
@@ -19,14 +19,25 @@ GRID = Grid(8, 8)
 LAYER = 1
 
 
-@pytest.fixture(scope="module")
-def model() -> AutoregressiveModel:
+@torch.no_grad()
+def fresh_model() -> AutoregressiveModel:
     torch.manual_seed(0)
     model = AutoregressiveModel(NANO.text_model)
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5 if weight.ndim > 1 else 0.1)
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+        else:
+            torch.nn.init.constant_(weight, float("norm" in name))
     embedding = model.model.language_model.embed_tokens.weight
     torch.nn.init.normal_(embedding)
+    embedding[: TEXT_FIRST.codebook_size] = torch.randn(TEXT_FIRST.codebook_size, 48) @ torch.randn(48, 256) / 48**0.5
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> AutoregressiveModel:
+    model = fresh_model()
+    embedding = model.model.language_model.embed_tokens.weight
     initialize_copy_heads(model, [LAYER], TEXT_FIRST, embedding[: TEXT_FIRST.codebook_size], GRID)
     return model
 
@@ -69,3 +80,38 @@ def test_without_a_text_in_front_or_a_layer_there_are_none(model: Autoregressive
         initialize_copy_heads(model, [LAYER], VOCABULARY, codes, GRID)
     with pytest.raises(ValueError, match="0 to 5"):
         initialize_copy_heads(model, [6], TEXT_FIRST, codes, GRID)
+
+
+@torch.no_grad()
+def test_induction_heads_find_a_thing_that_stands_elsewhere() -> None:
+    """A moved block: queries inside it attend to the cell of the reference that comes next, by the cell before it (first
+    head) or by the one above (third), thirty times as often as by chance among random weights."""
+    model = fresh_model()
+    codes = model.model.language_model.embed_tokens.weight[: TEXT_FIRST.codebook_size]
+    initialize_induction_heads(model, (0, 1), codes)
+    reference, target = torch.full(tuple(GRID), 7), torch.full(tuple(GRID), 9)
+    block = 10 + torch.randperm(50, generator=torch.Generator().manual_seed(0))[:20].reshape(4, 5)
+    reference[1:5, 0:5], target[3:7, 2:7] = block, block
+    prompt = build_prompt(TEXT_FIRST, "move it", GRID, [reference], preview=False)
+    sequence = training_sequence(prompt, [target], TEXT_FIRST)
+    seen: list[torch.Tensor] = []
+    layer = model.model.language_model.layers[1]
+    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(sequence.tokens[None], sequence.positions[:, None], [len(sequence.tokens)])
+    rope = model.rotation(sequence.positions[:, None])
+    query, key, _ = layer.self_attn.project(layer.input_layernorm(seen[0]), rope)
+    start = int((prompt.tokens == TEXT_FIRST.image_start).nonzero()[0]) + 1
+    for head, shared, rows in ((0, 0, range(3, 7)), (2, 1, range(4, 7))):
+        places = [(row, column) for row in rows for column in range(2, 6)]
+        at = torch.tensor([len(prompt.tokens) + row * 8 + column for row, column in places])
+        wanted = torch.tensor([start + (row - 2) * 8 + column - 1 for row, column in places])
+        scores = query[0, at, head] @ key[0, :, shared].T
+        visible = torch.arange(scores.shape[1])[None] < len(prompt.tokens)
+        found = scores.masked_fill(~visible, -torch.inf).argmax(dim=1)
+        assert (found == wanted).float().mean() > 0.45
+
+
+def test_induction_heads_need_two_layers(model: AutoregressiveModel) -> None:
+    for layers in ((1, 1), (0, 6), (2, 1)):
+        with pytest.raises(ValueError, match="0 to 5"):
+            initialize_induction_heads(model, layers, model.lm_head.weight[:64])
