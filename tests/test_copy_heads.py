@@ -84,8 +84,8 @@ def test_without_a_text_in_front_or_a_layer_there_are_none(model: Autoregressive
 
 @torch.no_grad()
 def test_induction_heads_find_a_thing_that_stands_elsewhere() -> None:
-    """A moved block: queries inside it attend to the cell of the reference that comes next, by the cell before it (first
-    head) or by the one above (third), thirty times as often as by chance among random weights."""
+    """A moved block: queries inside it attend to the cell of the reference that comes next, by the cell before it
+    (first head) or by the one above (third), thirty times as often as by chance."""
     model = fresh_model()
     codes = model.model.language_model.embed_tokens.weight[: TEXT_FIRST.codebook_size]
     initialize_induction_heads(model, (0, 1), codes)
