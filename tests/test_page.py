@@ -127,8 +127,18 @@ class Page:
         width, height, data = self.run(PIXELS, shown)
         return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)
 
+    def ready(self, selector: str) -> WebElement:
+        """An element that a person can use, as soon as it is there; further settings are unfolded for it."""
+
+        def usable() -> bool:
+            self.run("document.querySelector('.more')?.setAttribute('open', '')")
+            return self.count(selector) > 0 and self.find(selector).is_displayed() and self.find(selector).is_enabled()
+
+        until(usable)
+        return self.find(selector)
+
     def type(self, selector: str, text: str) -> None:
-        field = self.find(selector)
+        field = self.ready(selector)
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(Keys.DELETE, text)
 
@@ -183,16 +193,16 @@ def test_several_pictures_are_a_grid_of_which_each_can_be_opened(page: Page) -> 
     page.type("#prompt", "a fox")
     page.type("#steps", "1")
     for _ in range(2):
-        page.find("#more").click()
-    page.find("#go").click()
+        page.ready("#more").click()
+    page.ready("#go").click()
     until(lambda: page.count(".cell:enabled") == 3)
-    page.find(".cell:nth-child(2)").click()
+    page.ready(".cell:nth-child(2)").click()
     page.finished()
     assert page.count("#history .thumb") == 3
     opened = page.pixels(".frame img")
     page.find("body").send_keys(Keys.ARROW_LEFT)  # a newer one
     assert not (page.pixels(".frame img") == opened).all()
-    page.find("#vary").click()
+    page.ready("#vary").click()
     until(lambda: page.count("#history .thumb") == 6)
     assert page.server.figure("arimage_pictures_total") >= 6
 
@@ -203,13 +213,13 @@ def test_what_a_mask_leaves_out_stays_bit_for_bit(page: Page) -> None:
     mask = page.find("#mask")
     strokes = ActionChains(page.driver, duration=20).move_to_element_with_offset(mask, -60, -40).click_and_hold()
     strokes.move_by_offset(50, 0).move_by_offset(0, 30).release().perform()
-    page.find("#invert").click()
-    page.find("#undo").click()
+    page.ready("#invert").click()
+    page.ready("#undo").click()
     painted = page.pixels(mask)[..., 3] > 127
     assert 0 < painted.mean() < 0.5
     page.type("#instruction", "make it green")
     page.type("#steps", "2")
-    page.find("#go").click()
+    page.ready("#go").click()
     until(lambda: page.count(".compare"))
     until(lambda: page.run("return document.querySelector('.compare img').naturalWidth > 0"))
     before, after = page.pixels(".compare img"), page.pixels(".compare .over")
@@ -219,7 +229,7 @@ def test_what_a_mask_leaves_out_stays_bit_for_bit(page: Page) -> None:
     slider = page.find(".compare input")
     slider.send_keys(Keys.END)
     assert page.run("return document.querySelector('.compare').style.getPropertyValue('--share')") == "100%"
-    page.find("#back-to-mask").click()
+    page.ready("#back-to-mask").click()
     assert (page.pixels(page.find("#mask"))[..., 3] > 127).tolist() == painted.tolist()
 
 
@@ -234,7 +244,7 @@ def test_a_side_can_be_extended_by_mouse_and_by_key(page: Page) -> None:
     assert top == 8
     page.type("#instruction", "more of it")
     page.type("#steps", "1")
-    page.find("#go").click()
+    page.ready("#go").click()
     until(lambda: page.count(".compare"))
     after = page.pixels(".compare .over")
     assert after.shape[:2] == (96 + top, 96 + right)
@@ -252,11 +262,11 @@ def test_a_mask_can_be_painted_by_keys_and_every_step_undone(page: Page) -> None
     assert 0 < shares[2] < shares[1]
     assert shares[0] < shares[1]
     for _ in range(3):
-        page.find("#undo").click()
+        page.ready("#undo").click()
     assert not page.pixels(mask).any()
-    page.find("#redo").click()
+    page.ready("#redo").click()
     assert (page.pixels(mask)[..., 3] > 127).mean() == shares[0]
-    page.find("#clear-mask").click()
+    page.ready("#clear-mask").click()
     assert not page.pixels(mask).any()
 
 
@@ -264,16 +274,16 @@ def test_the_history_survives_a_reload_and_gives_settings_back(page: Page) -> No
     page.type("#prompt", "a fox")
     page.type("#seed", "77")
     page.type("#steps", "1")
-    page.find("#go").click()
+    page.ready("#go").click()
     page.finished()
     shown = page.pixels(".frame img")
     page.run("localStorage.clear()")
     page.open()
     until(lambda: page.count("#history .thumb") == 1)
-    page.find("#history .thumb").click()
+    page.ready("#history .thumb").click()
     page.finished()
     assert (page.pixels(".frame img") == shown).all()
-    page.find("#save").click()
+    page.ready("#save").click()
     until(lambda: list(page.downloads.glob("*.png")))
     recipe = read_recipe(next(page.downloads.glob("*.png")))
     assert recipe is not None
@@ -287,9 +297,9 @@ def test_the_history_survives_a_reload_and_gives_settings_back(page: Page) -> No
 def test_cancelling_ends_the_work_of_the_server(page: Page) -> None:
     page.type("#prompt", "a fox")
     page.type("#steps", "1000")
-    page.find("#go").click()
+    page.ready("#go").click()
     until(lambda: page.count(".run-head[data-status=diffusion]"))
-    page.find("#cancel").click()
+    page.ready("#cancel").click()
     until(lambda: page.count(".run-head[data-status=cancelled]"))
     until(lambda: not page.server.worker.busy, 20)
     assert page.find("#go").is_displayed()
@@ -304,7 +314,7 @@ def test_a_dropped_picture_restores_prompt_and_settings(page: Page, pipeline: Im
     names = ("prompt", "seed", "width", "height", "steps", "guidance", "negative_text")
     fields = [page.find(f"#{name}").get_attribute("value") for name in names]
     assert fields == ["写着“你好”的牌子", str(seed), "96", "64", "3", "2", "no"]
-    page.find("#go").click()
+    page.ready("#go").click()
     page.finished()
     assert (page.pixels(".frame img")[..., :3] == np.asarray(made.image)).all()
 
@@ -313,7 +323,7 @@ def test_a_pasted_picture_is_the_input_until_it_is_removed(page: Page) -> None:
     page.drop("paste", png(photo(40, 48)))
     until(lambda: page.count("#mask"))
     assert "40 × 48" in page.find("#input-card").text
-    page.find("#input-card .square").click()
+    page.ready("#input-card .square").click()
     until(lambda: page.count(".empty.target"))
     assert not page.find("#go").is_enabled()
 
@@ -328,7 +338,7 @@ def test_a_server_with_a_key_is_asked_with_it(page: Page, pipeline: ImagePipelin
         until(lambda: page.count(".chips"))
         page.type("#prompt", "a fox")
         until(page.find("#go").is_enabled)
-        page.find("#go").click()
+        page.ready("#go").click()
         page.finished()
     finally:
         server.close()
@@ -338,7 +348,7 @@ def test_what_the_server_refuses_is_told_and_its_field_marked(page: Page) -> Non
     page.type("#prompt", "a fox")
     page.type("#guidance", "1")
     page.type("#negative_text", "words")
-    page.find("#go").click()
+    page.ready("#go").click()
     until(lambda: page.count(".trouble:not([hidden])"))
     assert "negative_text" in page.find(".trouble").text
     assert page.count("[aria-invalid=true]") == 1
@@ -354,7 +364,7 @@ def test_the_page_speaks_chinese_and_every_control_has_a_name(page: Page) -> Non
         controls = [node for node in nodes if node.get("role", {}).get("value") in CONTROLS]
         assert len(controls) > 20
         assert not [node for node in controls if not node["name"]["value"].strip()]
-        page.find("#language").click()
+        page.ready("#language").click()
 
 
 @contextmanager
