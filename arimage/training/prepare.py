@@ -230,7 +230,7 @@ class _Cache:
 
     def finished(self, name: str) -> bool:
         """Whether a shard was there when the folder was last looked at."""
-        return f"{name}.safetensors" in self._files and (f"{name}.json" in self._files)
+        return {f"{name}.safetensors", f"{name}.json"} <= self._files
 
     def tidy(self, name: str) -> None:
         """Remove what is left of a shard that is not finished."""
