@@ -1270,7 +1270,8 @@ def test_the_size_of_a_cache_is_planned_as_it_is(network: str, start: Path, asse
     kept = load_tensors((tmp_path / "cache" / "shard-00000.safetensors").read_bytes())
     planned = plan(config, Checkpoint.open(start).config, Machine(1, 80, 989, 0.4))
     assert planned.prepared == {"64x96": sum(tensor.nbytes for tensor in kept.values()) / 2}
-    assert "a million prepared samples, in GB by size: 64x96 0." in planned.lines()[-1]
+    size = f"{planned.prepared['64x96'] / 1e3:.1f}"
+    assert planned.lines()[-1] == f"a million prepared samples, in GB by size: 64x96 {size}"
 
 
 # fp16
