@@ -77,7 +77,7 @@ def test_precision_auto_is_planned_as_bf16_and_fp32_doubles_what_is_computed() -
     assert auto == bf16
     assert (fp32.activations, fp32.others) == (2 * bf16.activations, 2 * bf16.others)
     assert fp32.optimizer == bf16.optimizer
-    assert "(bf16)" in auto.lines()[-2]
+    assert "(bf16)" in auto.lines()[-3]
 
 
 @pytest.mark.parametrize("path", [*stages("base"), *stages("glm-image-9b")], ids=name)

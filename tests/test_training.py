@@ -43,6 +43,7 @@ from arimage.training.loop import Run, train
 from arimage.training.objective import noise_of
 from arimage.training.objectives import build_objective
 from arimage.training.optimizer import learning_rate
+from arimage.training.plan import Machine, plan
 from arimage.training.prepare import prepare, smallest_integers
 from arimage.yaml_files import validate
 from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder
@@ -52,6 +53,7 @@ from tests.tiny_checkpoint import CONFIG, tiny_tokenizer
 from tokenizer.pixels import pixels
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
 STAGES = ("autoencoder", "tokenizer", "autoregressive", "decoder")
 
 
@@ -1116,12 +1118,6 @@ def test_preparing_goes_on_where_it_stopped_and_other_networks_are_refused(
     )
     with pytest.raises(DataError, match="another tokenizer or autoencoder"):
         Run(from_cache)
-    damaged = tmp_path / "whole" / "shard-00001.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:100])
-    cached = SourceConfig(cache=str(tmp_path / "whole"))
-    batches = StepBatches([cached], 1, lambda examples: {}, CaptionConfig())
-    with pytest.raises(DataError, match=r"the last: .*shard-00001\.safetensors:\d: "):
-        [batches.examples(step) for step in range(12)]
     index = tmp_path / "whole" / "index.json"
     about = json.loads(index.read_text())
     about["about"]["data"][0]["path"] = "photos/"
@@ -1132,6 +1128,150 @@ def test_preparing_goes_on_where_it_stopped_and_other_networks_are_refused(
         CacheSource(apart, 0, 2, None)
     with pytest.raises(DataError, match="other networks or settings"):
         prepare(config.model_copy(update={"seed": 3}), tmp_path / "whole", 12, 4, lambda text: None)
+
+
+@pytest.fixture(scope="module")
+def prepared(start: Path, assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Path]:
+    """A stage, and a cache of three shards of four samples."""
+    folder = tmp_path_factory.mktemp("prepared")
+    config = stage("decoder", start, assets, folder / "run")
+    prepare(config, folder / "cache", 12, 4, lambda text: None)
+    return config, folder / "cache"
+
+
+HELD = """
+import sys, time
+from pathlib import Path
+from arimage.training.config import TrainConfig
+from arimage.training.plan import Machine, plan
+from arimage.training.prepare import prepare
+
+begun = []
+
+def spread(make, records):
+    begun.append(records)
+    if len(begun) == 2:
+        print("in its second shard", flush=True)
+        time.sleep(600)
+    return map(make(), records)
+
+config = TrainConfig.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+prepare(config, Path(sys.argv[2]), 12, 4, lambda text: None, spread, process=1, processes=2)
+"""
+
+
+def test_processes_share_a_cache_whose_bytes_do_not_depend_on_them(
+    prepared: tuple[TrainConfig, Path], tmp_path: Path
+) -> None:
+    config, alone = prepared
+    (tmp_path / "stage.json").write_text(config.model_dump_json(), encoding="utf-8")
+    shared = tmp_path / "shared"
+    command = [sys.executable, "-c", HELD, str(tmp_path / "stage.json"), str(shared)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    ) as other:
+        assert other.stdout is not None
+        assert "second shard" in other.stdout.readline()  # it has made shard 1 and holds shard 0
+        beside = prepare(config, shared, 12, 4, lambda text: None, process=0, processes=2)
+        names = {path.name for path in shared.glob("shard-*.safetensors")}
+        assert names == {"shard-00001.safetensors", "shard-00002.safetensors"}
+        assert beside.samples == 0
+        with pytest.raises(DataError, match="is to hold 12 samples and has 0 so far; finish that first: -n 12"):
+            prepare(config, shared, 8, 4, lambda text: None)
+        other.kill()
+    (shared / ".shard-00000.safetensors.0123456789ab.part").write_bytes(b"what a killed process left")
+    assert prepare(config, shared, 12, 4, lambda text: None).samples == 12
+    assert contents(shared) == contents(alone)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files but locks."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
+
+
+def test_a_damaged_or_missing_shard_is_named_and_made_again(prepared: tuple[TrainConfig, Path], tmp_path: Path) -> None:
+    config, whole = prepared
+    cache = tmp_path / "cache"
+    shutil.copytree(whole, cache)
+
+    def faults() -> list[str]:
+        batches = StepBatches([SourceConfig(cache=str(cache))], 1, lambda examples: {}, CaptionConfig())
+        return [bad.reason for step in range(12) for bad in batches.examples(step)[1]]
+
+    again = rf"make it again with: arimage prepare STAGE -n 12 --shard 4 -o {cache}"
+    assert faults() == []
+    tensors, rows = (cache / f"shard-00001.{kind}" for kind in ("safetensors", "json"))
+    good = tensors.read_bytes()
+    tensors.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert [reason.split(":")[0] for reason in faults()] == [str(tensors)]
+    assert "its checksum is not that of its row" in faults()[0]
+    assert again in faults()[0]
+    tensors.write_bytes(good[:100])
+    with pytest.raises(
+        DataError, match=rf"^{tensors} is damaged: it has 100 bytes, not {len(good)}; delete it.*{again}$"
+    ):
+        faults()
+    tensors.unlink()
+    with pytest.raises(DataError, match=rf"^{tensors} is missing; {again}$"):
+        faults()
+    prepare(config, cache, 12, 4, lambda text: None)
+    rows.write_text(rows.read_text().replace("red", "bed").replace("a", "o"))
+    with pytest.raises(DataError, match=rf"^{rows} is damaged: its checksum is not that of the index; delete it"):
+        faults()
+    rows.unlink()
+    prepare(config, cache, 12, 4, lambda text: None)
+    assert contents(cache) == contents(whole)
+
+
+def test_a_cache_of_a_release_without_checksums_is_read_and_gone_on_with(
+    prepared: tuple[TrainConfig, Path], tmp_path: Path
+) -> None:
+    config, whole = prepared
+    cache = tmp_path / "cache"
+    shutil.copytree(whole, cache)
+    for path in cache.glob("shard-*.json"):
+        rows = json.loads(path.read_text())["rows"]
+        path.write_text(json.dumps([{key: value for key, value in row.items() if key != "checksum"} for row in rows]))
+    index = json.loads((cache / "index.json").read_text())
+    kept = [{key: entry[key] for key in ("name", "samples", "next_step")} for entry in index["shards"][:2]]
+    (cache / "index.json").write_text(json.dumps({"about": index["about"], "shards": kept}))
+    old, new = (CacheSource(folder, 0, 2, None) for folder in (cache, whole))
+    assert old.size == 8
+    assert [old._read(row).captions for row in range(8)] == [new._read(row).captions for row in range(8)]
+    prepare(config, cache, 12, 4, lambda text: None)  # its third shard was written, and the index was not
+    assert json.loads((cache / "index.json").read_text())["shards"] == [*kept, index["shards"][2]]
+    assert CacheSource(cache, 0, 2, None).order.digest() == new.order.digest()
+
+
+def test_preparing_needs_data_that_is_not_prepared(prepared: tuple[TrainConfig, Path], tmp_path: Path) -> None:
+    config, cache = prepared
+    again = config.model_copy(update={"data": [SourceConfig(cache=str(cache))]})
+    with pytest.raises(UsageError, match="prepared caches alone"):
+        prepare(again, tmp_path / "again", 4, 4)
+
+
+def test_what_could_not_be_read_counts_for_all_processes_together(tmp_path: Path) -> None:
+    """Each of two processes finds one of the three bad samples that are one too many."""
+    found = BadSamples(tmp_path, 0.1, {"set": 20}, shared=True)
+    found.add([BadSample("set", "a", "a: no picture"), BadSample("set", "b", "b: no picture")])
+    assert found.excess() is None
+    assert not (tmp_path / "bad-samples.txt").exists()
+    found.add([BadSample("set", "c", "c: no picture")])
+    found.write()
+    assert (tmp_path / "bad-samples.txt").read_text().splitlines() == [f"{name}: no picture" for name in "abc"]
+    assert "bad-samples.txt names them" in str(found.excess())
+
+
+@pytest.mark.parametrize("network", ["autoregressive", "decoder"])
+def test_the_size_of_a_cache_is_planned_as_it_is(network: str, start: Path, assets: Path, tmp_path: Path) -> None:
+    tasks = {"tasks": {"subject": 1}, "sizes": [[64, 96]]}
+    config = stage(network, start, assets, tmp_path / "run", data=[{"scenes": tasks, "assets": str(assets)}])
+    prepare(config, tmp_path / "cache", 2, 2, lambda text: None)
+    kept = load_tensors((tmp_path / "cache" / "shard-00000.safetensors").read_bytes())
+    planned = plan(config, Checkpoint.open(start).config, Machine(1, 80, 989, 0.4))
+    assert planned.prepared == {"64x96": sum(tensor.nbytes for tensor in kept.values()) / 2}
+    size = f"{planned.prepared['64x96'] / 1e3:.1f}"
+    assert planned.lines()[-1] == f"a million prepared samples, in GB by size: 64x96 {size}"
 
 
 # fp16

@@ -52,7 +52,10 @@ def prepare(
     """Encode a stage's data once: visual tokens, previews, latents, glyph strings.
 
     arimage prepare configs/nano/decoder-256.yaml -n 20000 -o runs/nano/cache
+
+    torchrun --nproc-per-node 8 -m arimage prepare configs/base/decoder-256.yaml -n 1000000 -o shared/cache
     """
+    import os
     from functools import partial
 
     from arimage.cli.console import Console
@@ -65,15 +68,17 @@ def prepare(
 
     check_writable([output / INDEX])
     check_pools(ray, cluster)
-    console = Console(quiet)
+    process, processes = (int(os.environ.get(name, other)) for name, other in (("RANK", 0), ("WORLD_SIZE", 1)))
+    console = Console(quiet or process > 0)
     stage, spread_over = load_yaml(config, TrainConfig, overrides or []), None
     if ray is not None:
         from arimage.scale.spread import spread
 
         connected, pools = open_pools(ray, cluster)
         spread_over = partial(spread, connected, pools.pool("encode"))
-    made = run(stage, output, count, shard, console.note, spread_over)
-    print(f"{output}: {made.samples} samples in {made.shards} shards, {made.skipped} skipped")
+    made = run(stage, output, count, shard, console.note, spread_over, process, processes)
+    others = "" if made.samples >= count else f"; other processes are at work on the rest of {count}"
+    print(f"{output}: {made.samples} samples in {made.shards} shards, {made.skipped} skipped{others}")
 
 
 def plan(

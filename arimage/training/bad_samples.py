@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from arimage.files import write_whole
+
 FILE = "bad-samples.txt"
 
 
@@ -32,23 +34,29 @@ class BadSamples:
         folder: where ``bad-samples.txt`` names them; None writes nothing.
         most: the share of a data set that may be bad, rounded up to whole samples.
         sizes: how many samples each data set has; endless ones are left out.
+        shared: several processes find them, and say when the file is to be written: :meth:`write`.
     """
 
-    def __init__(self, folder: Path | None, most: float, sizes: Mapping[str, int]) -> None:
+    def __init__(self, folder: Path | None, most: float, sizes: Mapping[str, int], *, shared: bool = False) -> None:
         self.file = None if folder is None else folder / FILE
-        self.most, self.sizes = most, sizes
+        self.most, self.sizes, self.shared = most, sizes, shared
         self.found: dict[tuple[str, str], BadSample] = {}
-        if self.file is not None:
+        if self.file is not None and not shared:
             self.file.unlink(missing_ok=True)
 
     def add(self, bad: Iterable[BadSample]) -> None:
         """Name those that are new."""
         new = {(one.data, one.name): one for one in bad if (one.data, one.name) not in self.found}
         self.found |= new
-        if new and self.file is not None:
+        if new and self.file is not None and not self.shared:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as handle:
                 handle.writelines(f"{one.reason}\n" for one in new.values())
+
+    def write(self) -> None:
+        """Write the file anew, in the order of the names."""
+        if self.file is not None and self.found:
+            write_whole(self.file, "".join(f"{self.found[key].reason}\n" for key in sorted(self.found)).encode())
 
     def counts(self) -> dict[str, int]:
         """How many each data set has."""

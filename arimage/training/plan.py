@@ -19,7 +19,7 @@ model lies whole on each GPU (2 bytes each), and so do the weights during a roll
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from arimage.data.buckets import bucket_sizes
 from arimage.errors import UsageError
 from arimage.options import resolve
 from arimage.training.config import TrainConfig
+from arimage.training.prepare import smallest_integers
 from arimage.yaml_files import load_yaml
 from tokenizer.image_size import PIXELS_PER_TOKEN
 
@@ -67,6 +68,8 @@ class Plan:
         seconds_a_step, hours_a_million: at the stated utilisation; of a step, and of a million samples.
         pictures, rollout_seconds: of a rollout over all GPUs, whose time is part of its steps'; 0 where there is none.
         steps: of the stage.
+        prepared: bytes that ``arimage prepare`` takes for a sample's tensors, by size (width x height) of the picture;
+            empty where the stage has no use for a cache.
     """
 
     stage: str
@@ -88,6 +91,7 @@ class Plan:
     pictures: int = 0
     rollout_seconds: float = 0.0
     steps: int = 0
+    prepared: dict[str, int] = field(default_factory=dict)
 
     @property
     def memory(self) -> float:
@@ -116,6 +120,7 @@ class Plan:
             f"a rollout: {self.pictures} pictures, {self.rollout_seconds:.1f} s without their rewards; "
             f"all {self.steps:,} steps: {hours:.1f} hours"
         )
+        sizes = ", ".join(f"{size} {taken / 1e3:,.1f}" for size, taken in self.prepared.items())
         return [
             f"{self.stage}: {self.trained / 1e6:,.1f} M parameters learn, {self.frozen / 1e6:,.1f} M are frozen",
             f"memory of each of {machine.gpus} GPUs: {self.memory:.1f} GB of {machine.memory:g} GB, {verdict}",
@@ -125,6 +130,7 @@ class Plan:
             f"({self.precision})",
             *([rollout] if self.pictures else []),
             f"a million samples: {self.hours_a_million:.1f} hours",
+            *([f"a million prepared samples, in GB by size: {sizes}"] if sizes else []),
         ]
 
 
@@ -252,7 +258,30 @@ def plan(config: TrainConfig, model: ModelConfig, machine: Machine, name: str = 
         pictures=round(pictures),
         rollout_seconds=rollout,
         steps=config.steps,
+        prepared={f"{width}x{height}": sample_bytes(config, model, height, width) for width, height in _sides(config)}
+        if config.train in ("autoregressive", "decoder") and config.method not in ("grpo", "flow_grpo", "dpo")
+        else {},
     )
+
+
+def sample_bytes(config: TrainConfig, model: ModelConfig, height: int, width: int) -> int:
+    """Bytes of the tensors that ``arimage prepare`` keeps of a picture without sources."""
+    target = target_grid(height, width)
+    codes = smallest_integers(model.quantizer.num_embeddings).itemsize * (target.cells + preview_grid(target).cells)
+    if config.train == "autoregressive":
+        return codes
+    return codes + torch.float16.itemsize * model.autoencoder.latent_channels * (height // 8) * (width // 8)
+
+
+def _sides(config: TrainConfig) -> list[tuple[int, int]]:
+    """Sizes (width, height) of the stage's pictures, small ones first; of buckets the square ones."""
+    sizes: set[tuple[int, int]] = set()
+    for source in config.data:
+        if source.scenes is not None:
+            sizes |= set(source.scenes.sizes)
+        elif source.path is not None:
+            sizes |= {(side, side) for side in source.sides}
+    return sorted(sizes, key=lambda size: (size[0] * size[1], size))
 
 
 @dataclass(frozen=True)
