@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from arimage.autoregressive.config import TextModelConfig
 from arimage.autoregressive.layout import Grid, build_prompt
 from arimage.autoregressive.model import AutoregressiveModel, Layer
 from arimage.autoregressive.vocabulary import Vocabulary
@@ -49,15 +50,12 @@ def initialize_copy_heads(
         raise ValueError("references are found by their position only where the text stands first (text_first)")
     if not all(0 <= number < config.num_hidden_layers for number in layers):
         raise ValueError(f"layers are numbered 0 to {config.num_hidden_layers - 1}, got {list(layers)}")
-    axes = torch.tensor([axis for axis, count in enumerate(config.mrope_section) for _ in range(count)])
-    frequencies = config.rope_theta ** -(torch.arange(len(axes)) / len(axes))
     t, h, w = (float(distance) for distance in _distances(vocabulary, grid))
-    beside = frequencies * torch.tensor([t, h, w - 1])[axes]
-    below = frequencies * torch.tensor([t, h - 1, w + grid.width - 1])[axes]
-    pairs, size = len(axes), config.head_dim
-    vectors = torch.linalg.svd(codes.float(), full_matrices=False)
-    rank = min(int((LEAST_SHARE * vectors.S[0] < vectors.S).sum()), size)
-    read = PASSED * vectors.Vh[:rank]
+    beside = _angles(config, (t, h, w - 1))
+    below = _angles(config, (t, h - 1, w + grid.width - 1))
+    pairs, size = len(beside), config.head_dim
+    directions, rank = _directions(codes, size)
+    read = PASSED * directions[:rank]
     for number in layers:
         layer = cast(Layer, model.model.language_model.layers[number])
         attention = layer.self_attn
@@ -94,26 +92,23 @@ def initialize_induction_heads(model: AutoregressiveModel, layers: tuple[int, in
         raise ValueError("two key-value heads of two queries each are needed")
     if not 0 <= layers[0] < layers[1] < config.num_hidden_layers:
         raise ValueError(f"layers are numbered 0 to {config.num_hidden_layers - 1}, got {list(layers)}")
-    axes = torch.tensor([axis for axis, count in enumerate(config.mrope_section) for _ in range(count)])
-    frequencies = config.rope_theta ** -(torch.arange(len(axes)) / len(axes))
-    vectors = torch.linalg.svd(codes.float(), full_matrices=True)
-    rank = min(int((LEAST_SHARE * vectors.S[0] < vectors.S).sum()), size, config.hidden_size // 4)
-    code, left, above, corner = vectors.Vh[: 4 * rank].split(rank)
+    directions, rank = _directions(codes, min(size, config.hidden_size // 4))
+    code, left, above, corner = directions[: 4 * rank].split(rank)
     first, second = (cast(Layer, model.model.language_model.layers[number]) for number in layers)
     group = heads // shared
 
     attention = first.self_attn
-    fetched = {0: ((0, 1, 0), above), group: ((0, 0, 1), left), group + 1: ((0, 1, -1), corner)}
+    fetched = {0: ((0.0, 1.0, 0.0), above), group: ((0.0, 0.0, 1.0), left), group + 1: ((0.0, 1.0, -1.0), corner)}
     for number in (0, 1):
         own = slice(number * size, number * size + size)
         attention.k_proj.weight[own] *= CONTENT
         attention.k_proj.bias[own][: 2 * pairs] = SCALE * _circle(torch.zeros(pairs))
         attention.v_proj.weight[own][:rank] = PASSED * code
-    for head, (distance, directions) in fetched.items():
+    for head, (distance, written) in fetched.items():
         own = slice(head * size, head * size + size)
         attention.q_proj.weight[own] *= CONTENT
-        attention.q_proj.bias[own][: 2 * pairs] = SCALE * _circle(-frequencies * torch.tensor(distance)[axes])
-        attention.o_proj.weight[:, own][:, :rank] = PASSED * directions.T
+        attention.q_proj.bias[own][: 2 * pairs] = SCALE * _circle(-_angles(config, distance))
+        attention.o_proj.weight[:, own][:, :rank] = PASSED * written.T
     first.post_self_attn_layernorm.weight.fill_(WRITTEN)
 
     attention = second.self_attn
@@ -121,9 +116,9 @@ def initialize_induction_heads(model: AutoregressiveModel, layers: tuple[int, in
     mixing = torch.linalg.qr(torch.randn(rank, rank, generator=torch.Generator().manual_seed(0))).Q[:free]
     for number, head, asked, known in ((0, 0, code, left), (1, group, corner, above)):
         keys, queries = (slice(n * size, n * size + size) for n in (number, head))
-        for weight, directions in ((attention.k_proj.weight[keys], known), (attention.q_proj.weight[queries], asked)):
+        for weight, compared in ((attention.k_proj.weight[keys], known), (attention.q_proj.weight[queries], asked)):
             weight *= CONTENT
-            weight[2 * pairs : 2 * pairs + len(mixing)] = MATCHED * mixing @ directions
+            weight[2 * pairs : 2 * pairs + len(mixing)] = MATCHED * mixing @ compared
         attention.v_proj.weight[keys][:rank] = PASSED * code
         attention.o_proj.weight[:, queries][:, :rank] = PASSED * code.T
     second.post_self_attn_layernorm.weight.fill_(WRITTEN)
@@ -134,6 +129,18 @@ def _distances(vocabulary: Vocabulary, grid: Grid) -> Tensor:
     prompt = build_prompt(vocabulary, "", grid, [torch.zeros(tuple(grid), dtype=torch.long)], preview=False)
     first = int((prompt.tokens == vocabulary.image_start).nonzero()[0]) + 1
     return prompt.next_position - prompt.positions[:, first]
+
+
+def _angles(config: TextModelConfig, distance: tuple[float, float, float]) -> Tensor:
+    """(pairs,) by which the rotation turns a distance along t, h and w."""
+    axes = torch.tensor([axis for axis, count in enumerate(config.mrope_section) for _ in range(count)])
+    return config.rope_theta ** -(torch.arange(len(axes)) / len(axes)) * torch.tensor(distance)[axes]
+
+
+def _directions(codes: Tensor, most: int) -> tuple[Tensor, int]:
+    """(hidden_size, hidden_size) orthonormal rows, and how many of the first hold the codes, at most ``most``."""
+    _, lengths, rows = torch.linalg.svd(codes.float(), full_matrices=True)
+    return rows, min(int((LEAST_SHARE * lengths[0] < lengths).sum()), most)
 
 
 def _circle(angles: Tensor) -> Tensor:
