@@ -13,6 +13,7 @@ from arimage.autoregressive.generation import UNCONSTRAINED, TokenRequest, gener
 from arimage.autoregressive.layout import Grid, build_prompt, generated_positions, training_sequence
 from arimage.autoregressive.model import RMSNorm, rotate, turn_
 from arimage.autoregressive.sampling import TokenSampling, draw
+from backends.norm import rms_norm
 from tests.tiny import CODES, SHAPES, VISION_WORDS, VOCABULARY, random_codes, tiny_autoregressive, tiny_language_encoder
 
 GREEDY = TokenSampling(temperature=0)
@@ -139,6 +140,25 @@ def test_teacher_forced_scores_are_those_of_generation():
             assert torch.allclose(model.scores(hidden)[0], forced[len(start.tokens) - 1 + i], atol=1e-4)
             hidden = model.step(token.view(1, 1), (cos[:, i : i + 1], sin[:, i : i + 1]), cache)[:, 0]
             cache.advance()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+def test_norms_of_training_have_the_value_and_the_gradients_of_pytorchs(
+    dtype: torch.dtype, weight_dtype: torch.dtype
+) -> None:
+    found = []
+    for norm in (rms_norm, lambda hidden, weight, eps: F.rms_norm(hidden, weight.shape, weight, eps)):
+        drawn = torch.Generator().manual_seed(0)
+        hidden = torch.randn(2, 5, 24, generator=drawn).to(dtype).requires_grad_()
+        weight = torch.rand(24, generator=drawn).to(weight_dtype).requires_grad_()
+        made = norm(hidden, weight, 1e-5)
+        made.backward(torch.randn(2, 5, 24, generator=drawn).to(made.dtype))
+        found.append([made, hidden.grad, weight.grad])
+    exact = dtype == weight_dtype == torch.float32
+    for ours, theirs in zip(*found):
+        assert ours.dtype == theirs.dtype
+        assert torch.allclose(ours, theirs, **({"atol": 1e-6} if exact else {"atol": 0.03, "rtol": 0.02}))
 
 
 def test_norms_and_rotations_of_a_step_are_those_of_training():

@@ -764,6 +764,34 @@ def test_a_run_that_is_killed_goes_on_from_its_last_state(start: Path, assets: P
     assert Checkpoint.open(folder).weights_hash() == Checkpoint.open(straight).weights_hash()
 
 
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 1), (signal.SIGTERM, 0)])
+def test_a_run_that_is_asked_to_stop_saves_its_state_and_goes_on(
+    start: Path, assets: Path, tmp_path: Path, number: signal.Signals, workers: int
+) -> None:
+    settings: dict[str, Any] = {"steps": 60, "save_every": 1000, "evaluation": [], "log_every": 1, "workers": workers}
+    config = stage("decoder", start, assets, tmp_path / "stopped", **settings)
+    file = tmp_path / "stage.yaml"
+    file.write_text(config.model_dump_json(), encoding="utf-8")
+    command = [sys.executable, "-m", "arimage", "train", str(file), "--threads", str(torch.get_num_threads())]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 120
+    written = tmp_path / "stopped" / "metrics.jsonl"
+    while not (written.exists() and written.read_text().count("\n") >= 3) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, number)  # as a terminal does: the workers get it too
+    said = process.communicate(timeout=120)[1].decode()
+    found = state.newest(tmp_path / "stopped" / "states")
+    assert found is not None
+    step = int(found.name.removeprefix("step-"))
+    assert 3 <= step < 60
+    assert process.returncode == 130
+    assert f"stopped at step {step} of 60, saved" in said
+    assert "Traceback" not in said
+    straight = train(stage("decoder", start, assets, tmp_path / "straight", **settings))
+    assert Checkpoint.open(train(config)).weights_hash() == Checkpoint.open(straight).weights_hash()
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
+
+
 def test_a_damaged_state_is_passed_over_and_old_ones_are_removed(start: Path, assets: Path, tmp_path: Path) -> None:
     config = stage("decoder", start, assets, tmp_path / "run", steps=8, save_every=2, keep=3, evaluation=[])
     train(config)

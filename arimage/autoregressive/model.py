@@ -18,6 +18,7 @@ from arimage.autoregressive.attention import causal_attention, packed_causal_att
 from arimage.autoregressive.cache import KeyValueCache
 from arimage.autoregressive.config import TextModelConfig
 from backends.linear import Linear, Projections, can_use_onednn, linear
+from backends.norm import rms_norm
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -100,7 +101,7 @@ class RMSNorm(nn.Module):
             length = torch.hypot(torch.linalg.vector_norm(hidden, dim=-1, keepdim=True), least)
             base = _number(0.0) if residual is None else residual
             return torch.addcdiv(base, hidden * self.weight, length, value=self.root)
-        normed = F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+        normed = rms_norm(hidden, self.weight, self.eps)
         return normed if residual is None else residual + normed
 
 

@@ -5,6 +5,7 @@ alone. A run that is stopped goes on with exactly the batches that were due, wha
 several processes share the very batch that one would have had.
 """
 
+import signal
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -212,6 +213,7 @@ def loader(batches: StepBatches, first: int, steps: int, workers: int) -> Iterat
         num_workers=workers,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
         prefetch_factor=4,
+        worker_init_fn=_leave_interrupts_to_main,
     )
     return map(_or_raise, iter(made))
 
@@ -227,6 +229,11 @@ class _Guarded:
             return self.batches[step]
         except ArimageError as error:
             return error
+
+
+def _leave_interrupts_to_main(worker: int) -> None:
+    """A terminal's Ctrl-C reaches workers too; the main process still needs them to finish its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _or_raise(made: Batch | ArimageError) -> Batch:

@@ -25,6 +25,7 @@ from arimage.training.config import CaptionConfig, SourceConfig, TrainConfig
 from arimage.training.examples import Batch
 from arimage.training.export import export, finished_folder
 from arimage.training.guards import LossGuard, SampleGuard
+from arimage.training.interruption import Interrupted, Interruption
 from arimage.training.metrics import Metrics
 from arimage.training.objectives import build_objective, choose_trainable
 from arimage.training.optimizer import learning_rate
@@ -71,6 +72,8 @@ class Run:
         sets = [self.batches] if self.held_out is None else [self.batches, self.held_out]
         self.samples = SampleGuard(config, self.processes, sets)
         self.metrics = Metrics(config, self.processes)
+        self.interruption = Interruption()
+        self.stopping = False
         self.step = self.first = 0
         self.best: float | None = None
         self.best_step: int | None = None
@@ -162,7 +165,15 @@ class Run:
 
         Raises:
             DataError: the epochs that sources may have do not last so long.
+            Interrupted: Ctrl-C or SIGTERM; the state is saved.
         """
+        with self.interruption:
+            self.learn()
+        self.samples.finish()
+        return self.export()
+
+    def learn(self) -> None:
+        """Take the steps that are left."""
         config = self.config
         self.samples.start()
         if any(source.epochs for source in config.data):
@@ -187,13 +198,15 @@ class Run:
                 self.metrics.log(self.step, self.evaluate(), progress, "evaluation")
             if self.step % config.sample_every == 0 or done:
                 self.sample()
-            if self.step % config.save_every == 0 or done:
+            if self.step % config.save_every == 0 or done or self.stopping:
                 self.save()
+            if self.stopping and not done:
+                raise Interrupted(
+                    f"stopped at step {self.step} of {self.last}, saved; the same command goes on from there"
+                )
             if self.step % min(config.evaluate_every, config.sample_every, config.save_every) == 0:
                 since = time.perf_counter()
         progress.close()
-        self.samples.finish()
-        return self.export()
 
     def one_step(self, incoming: Iterator[Batch]) -> dict[str, float]:
         """One optimiser step; its mean losses, or nothing if it was left out."""
@@ -230,10 +243,11 @@ class Run:
         return totals
 
     def _over_processes(self, figures: dict[str, float]) -> dict[str, float]:
-        """Means over the processes; bad samples that any of them found are known to all afterwards."""
-        rows = self.processes.gathered((figures, self.samples.pending))
-        self.samples.pending = [bad for _, found in rows for bad in found]
-        return mean([row for row, _ in rows])
+        """Means over the processes; bad samples and a stop that any of them knows of are known to all afterwards."""
+        rows = self.processes.gathered((figures, self.samples.pending, self.interruption.asked))
+        self.samples.pending = [bad for _, found, _ in rows for bad in found]
+        self.stopping = any(asked for _, _, asked in rows)
+        return mean([row for row, _, _ in rows])
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -300,6 +314,7 @@ def train(config: TrainConfig, finish: bool = False) -> Path:
         UsageError: the config contradicts itself or the checkpoint.
         DataError: the data cannot be used, or the newest state was made with other settings.
         TrainingStopped: the loss left its track, or too many samples were bad.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     run = Run(config)
     try:
