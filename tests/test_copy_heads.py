@@ -16,6 +16,7 @@ from tests.tiny import VOCABULARY, random_codes
 NANO = load_yaml(Path(__file__).parent.parent / "configs" / "nano" / "model.yaml", ModelConfig)
 TEXT_FIRST = replace(VOCABULARY, text_first=True)
 GRID = Grid(8, 8)
+GRIDS = (GRID, Grid(16, 16))
 LAYER = 1
 
 
@@ -36,28 +37,32 @@ def fresh_model() -> AutoregressiveModel:
 
 @pytest.fixture(scope="module")
 def model() -> AutoregressiveModel:
+    """With copying heads for two sizes in one layer."""
     model = fresh_model()
     embedding = model.model.language_model.embed_tokens.weight
-    initialize_copy_heads(model, [LAYER], TEXT_FIRST, embedding[: TEXT_FIRST.codebook_size], GRID)
+    for shared, grid in enumerate(GRIDS):
+        initialize_copy_heads(model, [LAYER], TEXT_FIRST, embedding[: TEXT_FIRST.codebook_size], grid, shared)
     return model
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("text", ["", "make the background blue"])
-def test_they_attend_to_the_cell_that_comes_next(model: AutoregressiveModel, text: str) -> None:
+@pytest.mark.parametrize("shared", [0, 1])
+def test_they_attend_to_the_cell_that_comes_next(model: AutoregressiveModel, text: str, shared: int) -> None:
     """One head inside the rows, the other at their ends, whatever stands in the prompt."""
-    reference, target = random_codes(*GRID, seed=1), random_codes(*GRID, seed=2)
-    prompt = build_prompt(TEXT_FIRST, text, GRID, [random_codes(3, 5), reference], preview=False)
+    grid = GRIDS[shared]
+    reference, target = random_codes(*grid, seed=1), random_codes(*grid, seed=2)
+    prompt = build_prompt(TEXT_FIRST, text, grid, [random_codes(3, 5), reference], preview=False)
     sequence = training_sequence(prompt, [target], TEXT_FIRST)
     attention = model.model.language_model.layers[LAYER].self_attn
     hidden = torch.nn.functional.rms_norm(torch.randn(1, len(sequence.tokens), NANO.text_model.hidden_size), (256,))
     query, key, _ = attention.project(hidden, model.rotation(sequence.positions[:, None]))
     cells = len(prompt.tokens)  # of the target's first cell
     start = cells - len(prompt.tokens) + int((prompt.tokens == TEXT_FIRST.image_start).nonzero()[1]) + 1
-    for head, columns in ((0, range(GRID.width - 1)), (1, [GRID.width - 1])):
-        rows = range(GRID.height if head == 0 else GRID.height - 1)
-        places = torch.tensor([row * GRID.width + column for row in rows for column in columns])
-        scores = query[0, cells + places, head] @ key[0, :, 0].T / attention.head_dim**0.5
+    for head, columns in ((0, range(grid.width - 1)), (1, [grid.width - 1])):
+        rows = range(grid.height if head == 0 else grid.height - 1)
+        places = torch.tensor([row * grid.width + column for row in rows for column in columns])
+        scores = query[0, cells + places, 2 * shared + head] @ key[0, :, shared].T / attention.head_dim**0.5
         visible = torch.arange(scores.shape[1])[None] <= (cells + places)[:, None]
         found = scores.masked_fill(~visible, -torch.inf).argmax(dim=1)
         assert (found == start + places + 1).float().mean() > 0.9
@@ -80,6 +85,8 @@ def test_without_a_text_in_front_or_a_layer_there_are_none(model: Autoregressive
         initialize_copy_heads(model, [LAYER], VOCABULARY, codes, GRID)
     with pytest.raises(ValueError, match="0 to 5"):
         initialize_copy_heads(model, [6], TEXT_FIRST, codes, GRID)
+    with pytest.raises(ValueError, match="0 to 1"):
+        initialize_copy_heads(model, [LAYER], TEXT_FIRST, codes, GRID, key_value_head=2)
 
 
 @torch.no_grad()

@@ -118,9 +118,10 @@ class AutoregressiveObjective(Objective):
                 table[: len(rows)] = rows * table.std()
         codes = embedding[: self.vocabulary.codebook_size]
         try:
-            if self.settings.copy_heads:
-                grid = target_grid(self.limits.min_side, self.limits.min_side)
-                initialize_copy_heads(self.model, self.settings.copy_heads, self.vocabulary, codes, grid)
+            for heads in self.settings.copy_heads:
+                side = heads.side or self.limits.min_side
+                grid, number = target_grid(side, side), heads.key_value_head
+                initialize_copy_heads(self.model, heads.layers, self.vocabulary, codes, grid, number)
             if self.settings.induction_heads is not None:
                 initialize_induction_heads(self.model, self.settings.induction_heads, codes)
         except ValueError as error:

@@ -183,6 +183,22 @@ class AutoencoderTraining(_Strict):
     statistics_samples: int = Field(256, ge=1)
 
 
+class CopyHeads(_Strict):
+    """Heads that begin by copying the code of the same cell from the last reference
+    (:mod:`arimage.training.copy_heads`), where the chat template puts the text first.
+
+    Attributes:
+        layers: in which they are.
+        side: pixels of a side of reference and target (square), from which their distance follows; by default the
+            smallest that references have.
+        key_value_head: which of each layer's, with the queries that share it.
+    """
+
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    side: int | None = Field(None, ge=32, multiple_of=32)
+    key_value_head: int = Field(0, ge=0)
+
+
 class AutoregressiveTraining(_Strict):
     """Losses of the autoregressive model.
 
@@ -196,9 +212,8 @@ class AutoregressiveTraining(_Strict):
         label_smoothing: in [0, 1).
         codes_from_codebook: begin with rows of the visual tokens that are a projection of the codebook, so that codes
             that look alike start alike; for a model that does not know them yet.
-        copy_heads: layers of which some heads begin by copying the code of the same cell from the last reference
-            (:mod:`arimage.training.copy_heads`), for pictures of the smallest size of references; for a model that is
-            not trained yet, whose chat template puts the text first.
+        copy_heads: heads that begin by copying from a reference, for each size of pictures some of their own. In a
+            model that is trained already they take the place of the heads that were there.
         induction_heads: two layers of which some heads begin by finding the code before, or the one above, in what came
             earlier, and copying what follows it there; also where a thing stands elsewhere. For such a model too.
         copy_task_prob: share of the edits that become exercises in copying: without a text, all codes of the sample
@@ -217,7 +232,7 @@ class AutoregressiveTraining(_Strict):
     end_weight: float = Field(0.1, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     codes_from_codebook: bool = False
-    copy_heads: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    copy_heads: tuple[CopyHeads, ...] = ()
     induction_heads: tuple[int, int] | None = None
     copy_task_prob: float = Field(0.0, ge=0, le=1)
     rename_prob: float = Field(0.0, ge=0, le=1)

@@ -31,9 +31,14 @@ MATCHED = 2.0  # length of the rows by which codes are compared
 
 @torch.no_grad()
 def initialize_copy_heads(
-    model: AutoregressiveModel, layers: Sequence[int], vocabulary: Vocabulary, codes: Tensor, grid: Grid
+    model: AutoregressiveModel,
+    layers: Sequence[int],
+    vocabulary: Vocabulary,
+    codes: Tensor,
+    grid: Grid,
+    key_value_head: int = 0,
 ) -> None:
-    """Let the queries of the first key-value head copy, in these layers.
+    """Let the queries of a key-value head copy, in these layers.
 
     The first of them looks for the next cell in its row; the second, where there is one, for the first cell of the
     next row, which a row's last cell is followed by.
@@ -43,13 +48,15 @@ def initialize_copy_heads(
         grid: of target and reference.
 
     Raises:
-        ValueError: the text does not stand first, or a layer does not exist.
+        ValueError: the text does not stand first, or a layer or the head does not exist.
     """
     config = model.config
     if not vocabulary.text_first:
         raise ValueError("references are found by their position only where the text stands first (text_first)")
     if not all(0 <= number < config.num_hidden_layers for number in layers):
         raise ValueError(f"layers are numbered 0 to {config.num_hidden_layers - 1}, got {list(layers)}")
+    if not 0 <= key_value_head < config.num_key_value_heads:
+        raise ValueError(f"key-value heads are numbered 0 to {config.num_key_value_heads - 1}, got {key_value_head}")
     t, h, w = (float(distance) for distance in _distances(vocabulary, grid))
     beside = _angles(config, (t, h, w - 1))
     below = _angles(config, (t, h - 1, w + grid.width - 1))
@@ -59,15 +66,20 @@ def initialize_copy_heads(
     for number in layers:
         layer = cast(Layer, model.model.language_model.layers[number])
         attention = layer.self_attn
-        attention.k_proj.weight[:size] *= CONTENT
-        attention.k_proj.bias[: 2 * pairs] = SCALE * _circle(beside)
-        attention.v_proj.weight[:rank] = read
-        for head, wanted in enumerate((beside, below)[: attention.heads // attention.shared]):
+        keys = slice(key_value_head * size, key_value_head * size + size)
+        attention.k_proj.weight[keys] *= CONTENT
+        attention.k_proj.bias[keys][: 2 * pairs] = SCALE * _circle(beside)
+        attention.v_proj.weight[keys][:rank] = read
+        group = attention.heads // attention.shared
+        for number, wanted in enumerate((beside, below)[:group]):
+            head = key_value_head * group + number
             own = slice(head * size, head * size + size)
             attention.q_proj.weight[own] *= CONTENT
             attention.q_proj.bias[own][: 2 * pairs] = SCALE * _circle(beside - wanted)
             attention.o_proj.weight[:, own][:, :rank] = read.T
-        layer.post_self_attn_layernorm.weight.fill_(WRITTEN)
+        gains = layer.post_self_attn_layernorm.weight
+        if gains.min() == gains.max():  # not trained yet
+            gains.fill_(WRITTEN)
 
 
 @torch.no_grad()
