@@ -93,3 +93,14 @@ def glm_image_processor_class() -> Any:
     except ImportError:
         from transformers.models.glm_image.image_processing_pil_glm_image import GlmImageImageProcessorPil
     return GlmImageImageProcessorPil
+
+
+def allow_recompiles(count: int) -> None:
+    """Let ``torch.compile`` keep so many variants of a function; beyond eight it would go back to running it as it is.
+
+    Checked with PyTorch 2.13. When the setting is gone nothing is set, and a stage whose batches come in more forms
+    (with references or without, padded or not) is as slow as without ``compile``.
+    """
+    config: Any = getattr(getattr(torch, "_dynamo", None), "config", None)
+    if hasattr(config, "recompile_limit"):
+        config.recompile_limit = max(count, config.recompile_limit)

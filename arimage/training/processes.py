@@ -20,6 +20,9 @@ from arimage.errors import ArimageError, UsageError
 from arimage.training.config import TrainConfig
 from arimage.training.objective import Objective
 from arimage.training.precision import computed_in
+from backends.private import allow_recompiles
+
+COMPILED_VARIANTS = 64
 
 
 class Processes:
@@ -78,6 +81,7 @@ class Processes:
             What is called as the objective, and the optimiser.
         """
         if self.config.compile:
+            allow_recompiles(COMPILED_VARIANTS)
             for module in objective.compiled_modules():
                 module.compile()
         objective.sharded = self.sharded

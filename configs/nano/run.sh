@@ -29,7 +29,18 @@ train() {
   case $stage in tokenizer-512 | tokenizer-letters) settings+=("tokenizer.classes=$WORK/tokenizer/classes.safetensors") ;; esac
   [ -e "$WORK/$stage/checkpoint/model_index.json" ] && return
   $ARIMAGE train "configs/nano/$stage.yaml" start="$WORK/$from" output="$WORK/$stage" assets="$ASSETS" \
-    ${settings[@]+"${settings[@]}"}
+    ${settings[@]+"${settings[@]}"} ${prepared[@]+"${prepared[@]}"}
+}
+
+# the same from samples that the frozen networks have encoded once; on the toy budget from fresh ones
+train_prepared() {
+  local stage=$1 from=$2 samples=$3 cache=$WORK/$4 prepared=(); shift 4
+  if [ "$BUDGET" != toy ]; then
+    [ -e "$WORK/$stage/checkpoint/model_index.json" ] ||
+      $ARIMAGE prepare "configs/nano/$stage.yaml" start="$WORK/$from" assets="$ASSETS" -n "$samples" -o "$cache"
+    prepared=("data=[{cache: $cache}]")
+  fi
+  train "$stage" "$from" "$@"
 }
 
 train autoencoder start steps=4 batch_size=4 autoencoder.crop=64 autoencoder.statistics_samples=8
@@ -39,10 +50,10 @@ train tokenizer-512 tokenizer/checkpoint steps=1 batch_size=2
 train tokenizer-letters tokenizer-512/checkpoint steps=1 batch_size=2
 [ -e "$WORK/pixels/model_index.json" ] || $ARIMAGE assemble "$WORK/tokenizer-letters/checkpoint" \
   autoencoder="$WORK/autoencoder-whole/checkpoint" --dtype float32 -o "$WORK/pixels"
-train autoregressive-256 pixels steps=3 batch_size=2
+train_prepared autoregressive-256 pixels 16000 codes-256 steps=3 batch_size=2
 train autoregressive-512 autoregressive-256/checkpoint steps=1 batch_size=1
 train autoregressive-quality autoregressive-512/checkpoint steps=1 batch_size=1
-train decoder-256 pixels steps=3 batch_size=2
+train_prepared decoder-256 pixels 6000 latents-256 steps=3 batch_size=2
 train decoder-512 decoder-256/checkpoint steps=1 batch_size=1 decoder.noise_levels_per_image=1
 train decoder-quality decoder-512/checkpoint steps=1 batch_size=1 decoder.noise_levels_per_image=1
 
