@@ -79,8 +79,18 @@ def again(config: TrainConfig) -> TrainConfig:
 @pytest.fixture(scope="module")
 def replicated(place: Path) -> None:
     """What two processes with all weights each make."""
-    stages = [two_of(network, False, place, "two") for network in ("decoder", "autoencoder")]
-    by_two(place / "replicated", False, [*stages, two_of("autoregressive", False, place, "rewarded", **ROLLED_OUT)])
+    short = two_of("decoder", False, place, "restarted", steps=3)
+    by_two(
+        place / "replicated",
+        False,
+        [
+            *(two_of(network, False, place, "two") for network in ("decoder", "autoencoder")),
+            *(two_of("decoder", False, place, "handed-over", steps=steps, **HANDED_OVER) for steps in (3, 6)),
+            short,
+            again(short),
+            two_of("autoregressive", False, place, "rewarded", **ROLLED_OUT),
+        ],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -144,16 +154,26 @@ def test_two_processes_share_the_rollouts_of_one(kind: str, place: Path, request
     assert torch.linalg.vector_norm(whole - parts) <= 5e-3 * torch.linalg.vector_norm(whole - start)
 
 
-@pytest.mark.usefixtures("sharded")
-def test_a_new_schedule_of_two_sharded_processes_is_that_of_one(place: Path) -> None:
-    config = two_of("decoder", True, place, "restarted-one", steps=3).model_copy(update={"batch_size": 4})
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_a_new_schedule_of_two_processes_is_that_of_one(kind: str, place: Path, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(kind)
+    config = two_of("decoder", kind == "sharded", place, "restarted-one", steps=3)
+    config = config.model_copy(update={"batch_size": 4})
     train(config)
     train(again(config))
-    two = Path(two_of("decoder", True, place, "restarted").output)
+    two = Path(two_of("decoder", kind == "sharded", place, "restarted").output)
     assert sorted(losses(two)) == [1, 2, 3, 4, 5]
     rates = [row["learning_rate"] for row in metrics(two)]
     assert rates[3:] == [learning_rate(again(config), step) for step in range(2)]
     assert_alike(Path(config.output), two, place)
+
+
+@pytest.mark.usefixtures("replicated")
+def test_two_processes_go_on_from_where_two_stopped(place: Path) -> None:
+    straight = place / "straight-of-one"
+    train(stage("decoder", place / "start", place / "assets", straight, batch_size=4, steps=6, **HANDED_OVER))
+    config = two_of("decoder", False, place, "handed-over", steps=6, **HANDED_OVER)
+    assert losses(Path(config.output)) == pytest.approx(losses(straight), rel=1e-5)
 
 
 @pytest.mark.usefixtures("sharded")

@@ -129,12 +129,14 @@ class TrainState:
         if saved.shards is not None:
             sharded_state.read_shards(saved.shards / "weights", self.weights(full=False))
             return
-        weights: dict[str, Any] = dict(saved.weights)
-        if self.sharded:  # PyTorch spreads a weight that has two names by the first, and fails on the second
-            first = {name for name, _ in self.model.named_parameters()}
-            others = {name for name, _ in self.model.named_parameters(remove_duplicate=False)} - first
-            weights = {name: value for name, value in weights.items() if name not in others}
-        options = StateDictOptions(full_state_dict=True, strict=not self.sharded)
+        if not self.sharded:
+            self.processes.accelerator.unwrap_model(self.model).load_state_dict(saved.weights)
+            return
+        # PyTorch spreads a weight that has two names by the first, and fails on the second.
+        first = {name for name, _ in self.model.named_parameters()}
+        others = {name for name, _ in self.model.named_parameters(remove_duplicate=False)} - first
+        weights: dict[str, Any] = {name: value for name, value in saved.weights.items() if name not in others}
+        options = StateDictOptions(full_state_dict=True, strict=False)
         set_model_state_dict(self.model, weights, options=options)
 
     def load_optimizer(self, saved: state.Saved) -> None:
