@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from arimage.autoregressive.generation import TokenRequest, generate_grids
-from arimage.autoregressive.layout import build_prompt, target_grid, training_sequence
+from arimage.autoregressive.layout import Region, build_prompt, target_grid, training_sequence
 from arimage.autoregressive.sampling import TokenSampling
 from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.initialization import initialize_folder
@@ -416,6 +416,26 @@ def test_renamed_edits_keep_their_text_and_hide_what_is_kept_behind_new_codes(
     parts = objective.eval()(batch)
     assert hidden > 0
     assert "renamed_accuracy" in parts
+
+
+def test_uncertain_tokens_weigh_more_in_a_focal_loss(start: Path, assets: Path, tmp_path: Path) -> None:
+    """In training; held-out losses stay comparable."""
+    settings = {"focal": 0.1, "end_weight": 0.5, "preview": 0.0}
+    config = stage("autoregressive", start, assets, tmp_path, autoregressive=settings)
+    objective: Any = build_objective(Checkpoint.open(start), config, CPU)
+    batch = StepBatches(config.data, 1, objective.collate, CaptionConfig(), seed=1)[0].tensors
+    sequence = objective.sequences(batch)[0]
+    with torch.no_grad():
+        objective.model.lm_head.weight.mul_(8)  # so that some tokens are certain
+        hidden = objective.model(sequence.tokens[None], sequence.positions[:, None], [len(sequence.tokens)])[0]
+        asked = sequence.labels >= 0
+        scores = objective.model.scores(hidden[asked])
+        losses = torch.nn.functional.cross_entropy(scores, sequence.labels[asked], reduction="none")
+        plain = torch.where(sequence.regions[asked] == Region.END, 0.5, 1.0)
+        weights = plain * (0.1 + 1 - torch.exp(-losses))
+        assert float(objective.train()(batch)["loss"]) == pytest.approx(float((losses * weights).sum() / weights.sum()))
+        assert float(objective.eval()(batch)["loss"]) == pytest.approx(float((losses * plain).sum() / plain.sum()))
+    assert float(weights.std()) > 0.05
 
 
 def stage_settings() -> Any:

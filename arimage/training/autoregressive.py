@@ -229,6 +229,8 @@ class AutoregressiveObjective(Objective):
         weights = torch.ones_like(losses)
         weights[regions[asked] == Region.PREVIEW] = self.settings.preview_weight
         weights[regions[asked] == Region.END] = self.settings.end_weight
+        if self.settings.focal is not None and self.training:
+            weights = weights * (self.settings.focal + 1 - losses.detach().neg().exp())
         by_sample = torch.zeros(len(lengths), device=self.device)
         totals = by_sample.index_add(0, owner[asked], losses * weights)
         loss = (totals / by_sample.index_add(0, owner[asked], weights)).mean()

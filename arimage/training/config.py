@@ -210,6 +210,9 @@ class AutoregressiveTraining(_Strict):
         preview_weight: of the preview's tokens against the target's.
         end_weight: of the image end.
         label_smoothing: in [0, 1).
+        focal: weigh each token by this much plus one minus the probability that the model gives it (focal loss of gamma
+            1, Lin et al. 2017, arXiv:1708.02002): the few tokens that hang on the prompt, such as a thing's first, are
+            otherwise drowned by those that follow from their neighbours. By default all weigh alike.
         codes_from_codebook: begin with rows of the visual tokens that are a projection of the codebook, so that codes
             that look alike start alike; for a model that does not know them yet.
         copy_heads: heads that begin by copying from a reference, for each size of pictures some of their own. In a
@@ -231,6 +234,7 @@ class AutoregressiveTraining(_Strict):
     preview_weight: float = Field(1.0, ge=0)
     end_weight: float = Field(0.1, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    focal: float | None = Field(None, gt=0)
     codes_from_codebook: bool = False
     copy_heads: tuple[CopyHeads, ...] = ()
     induction_heads: tuple[int, int] | None = None
