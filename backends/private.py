@@ -104,3 +104,16 @@ def allow_recompiles(count: int) -> None:
     config: Any = getattr(getattr(torch, "_dynamo", None), "config", None)
     if hasattr(config, "recompile_limit"):
         config.recompile_limit = max(count, config.recompile_limit)
+
+
+def forget_accelerator_state() -> None:
+    """Let the next ``Accelerator`` of this process have a precision of its own; accelerate refuses another than the
+    first one's. What it knows of processes and devices stays.
+
+    Checked with accelerate 1.15. When it is gone, stages of different precisions need processes of their own.
+    """
+    from accelerate.state import AcceleratorState
+
+    reset = getattr(AcceleratorState, "_reset_state", None)
+    if reset is not None:
+        reset()

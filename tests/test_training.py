@@ -812,6 +812,15 @@ def test_a_run_that_is_asked_to_stop_saves_its_state_and_goes_on(
     assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
 
 
+def test_stages_of_different_precisions_follow_each_other_in_one_process(
+    start: Path, assets: Path, tmp_path: Path
+) -> None:
+    for precision in ("no", "bf16", "no"):
+        output = tmp_path / precision
+        config = stage("autoregressive", start, assets, output, steps=1, evaluation=[], precision=precision)
+        assert Run(config).processes.precision == precision
+
+
 def test_a_damaged_state_is_passed_over_and_old_ones_are_removed(start: Path, assets: Path, tmp_path: Path) -> None:
     config = stage("decoder", start, assets, tmp_path / "run", steps=8, save_every=2, keep=3, evaluation=[])
     train(config)

@@ -20,7 +20,7 @@ from arimage.errors import ArimageError, UsageError
 from arimage.training.config import TrainConfig
 from arimage.training.objective import Objective
 from arimage.training.precision import computed_in
-from backends.private import allow_recompiles
+from backends.private import allow_recompiles, forget_accelerator_state
 
 COMPILED_VARIANTS = 64
 
@@ -47,6 +47,7 @@ class Processes:
         if self.precision == "fp16" and device.type == "cpu":
             raise UsageError("precision: fp16 needs a GPU; auto is right on any device, no is fp32")
         output = Path(config.output)
+        forget_accelerator_state()
         self.accelerator = Accelerator(
             mixed_precision=self.precision,
             log_with=list(config.trackers) or None,
