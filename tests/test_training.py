@@ -762,19 +762,23 @@ def stop_after(run: Run, step: int) -> Any:
     return saved
 
 
+def started(config: TrainConfig, file: Path) -> "subprocess.Popen[bytes]":
+    """A stage in a process and a session of its own."""
+    file.write_text(config.model_dump_json(), encoding="utf-8")
+    command = [sys.executable, "-m", "arimage", "train", str(file), "--threads", str(torch.get_num_threads())]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+
 def test_a_run_that_is_killed_goes_on_from_its_last_state(start: Path, assets: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"steps": 40, "save_every": 5, "evaluation": [], "keep": 2}
     straight = train(stage("decoder", start, assets, tmp_path / "straight", **settings))
     config = stage("decoder", start, assets, tmp_path / "killed", **settings)
-    file = tmp_path / "stage.yaml"
-    file.write_text(config.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, "-m", "arimage", "train", str(file), "--threads", str(torch.get_num_threads())]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = started(config, tmp_path / "stage.yaml")
     deadline = time.monotonic() + 120
     while not list((tmp_path / "killed" / "states").glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     found = state.newest(tmp_path / "killed" / "states")
     assert found is not None
     assert int(found.name.removeprefix("step-")) < 40
@@ -790,10 +794,7 @@ def test_a_run_that_is_asked_to_stop_saves_its_state_and_goes_on(
 ) -> None:
     settings: dict[str, Any] = {"steps": 60, "save_every": 1000, "evaluation": [], "log_every": 1, "workers": workers}
     config = stage("decoder", start, assets, tmp_path / "stopped", **settings)
-    file = tmp_path / "stage.yaml"
-    file.write_text(config.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, "-m", "arimage", "train", str(file), "--threads", str(torch.get_num_threads())]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    process = started(config, tmp_path / "stage.yaml")
     deadline = time.monotonic() + 120
     written = tmp_path / "stopped" / "metrics.jsonl"
     while not (written.exists() and written.read_text().count("\n") >= 3) and time.monotonic() < deadline:

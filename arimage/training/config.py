@@ -218,7 +218,8 @@ class AutoregressiveTraining(_Strict):
         copy_heads: heads that begin by copying from a reference, for each size of pictures some of their own. In a
             model that is trained already they take the place of the heads that were there.
         induction_heads: two layers of which some heads begin by finding the code before, or the one above, in what came
-            earlier, and copying what follows it there; also where a thing stands elsewhere. For such a model too.
+            earlier, and copying what follows it there; also where a thing stands elsewhere. For a model that is not
+            trained yet, whose chat template puts the text first.
         copy_task_prob: share of the edits that become exercises in copying: without a text, all codes of the sample
             renamed by a permutation of its own, and the last reference is the target. What a code means is no help
             there, so that a model learns to look its references up, which edits alone teach late.

@@ -71,8 +71,7 @@ def initialize_copy_heads(
         attention.k_proj.bias[keys][: 2 * pairs] = SCALE * _circle(beside)
         attention.v_proj.weight[keys][:rank] = read
         group = attention.heads // attention.shared
-        for number, wanted in enumerate((beside, below)[:group]):
-            head = key_value_head * group + number
+        for head, wanted in enumerate((beside, below)[:group], key_value_head * group):
             own = slice(head * size, head * size + size)
             attention.q_proj.weight[own] *= CONTENT
             attention.q_proj.bias[own][: 2 * pairs] = SCALE * _circle(beside - wanted)
