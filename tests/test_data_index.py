@@ -7,8 +7,11 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -508,3 +511,69 @@ def test_memory_of_the_turns_is_a_few_bytes_a_step(tmp_path: Path) -> None:
     batches = batches_of(write("tar", tmp_path / "set", rows_of(3)), 2)
     batches.turn(29_999)
     assert batches._order.itemsize * len(batches._order) + batches._draws.itemsize * len(batches._draws) <= 300_000
+
+
+class BusyServer(ThreadingHTTPServer):
+    """A folder by HTTP, with ranges; as many of the next requests for contents as ``failures`` says get a 503."""
+
+    failures = 0
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), partial(RangeHandler, directory=str(folder)))
+        self.ranges = self.whole = 0
+        self.url = f"http://127.0.0.1:{self.server_port}/"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that goes away is nothing to tell."""
+
+
+class RangeHandler(SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: BusyServer
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            return super().do_GET()
+        if self.server.failures:
+            self.server.failures -= 1
+            return self.send_error(503)
+        asked = self.headers.get("Range")
+        first, _, last = (asked or "bytes=0-").removeprefix("bytes=").partition("-")
+        content = path.read_bytes()
+        part = content[int(first) : int(last or len(content)) + 1]
+        self.server.ranges += bool(asked)
+        self.server.whole += not asked
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}")
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+        self.wfile.write(part)
+
+    def log_message(self, *_: Any) -> None:
+        return None
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_web_server_is_read_in_ranges_or_by_copies(
+    copies: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ARIMAGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.01)
+    folder = write("tar", tmp_path / "set", rows_of(12), shards=4)
+    server = BusyServer(folder)
+    try:
+        here = batches_of(server.url, **({"shard_cache": str(tmp_path / "copies")} if copies else {}))
+        there = batches_of(folder)
+        server.ranges = server.whole = 0
+        server.failures = 2
+        for step in range(6):
+            assert here[step].tensors["seen"] == there[step].tensors["seen"]
+            assert not here[step].bad
+        assert (server.whole, server.ranges > 0) == ((4, False) if copies else (0, True))
+        assert capsys.readouterr().err.count("trying again in") == 2
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1188,6 +1188,25 @@ def test_preparing_goes_on_where_it_stopped_and_other_networks_are_refused(
         prepare(config.model_copy(update={"seed": 3}), tmp_path / "whole", 12, 4, lambda text: None)
 
 
+def test_a_cache_is_not_gone_on_with_from_other_data(start: Path, assets: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+
+    def add(*numbers: int) -> None:
+        for number in numbers:
+            Image.new("RGB", (64, 64), (40 * number, 90, 160)).save(photos / f"{number}.png")
+            (photos / f"{number}.txt").write_text(f"a plain square, number {number}", encoding="utf-8")
+
+    add(0, 1, 2, 3, 4)
+    data = [{"path": str(photos), "sides": [64]}]
+    config = stage("autoregressive", start, assets, tmp_path / "run", data=data, evaluation=[])
+    prepare(config, tmp_path / "cache", 2, 2, lambda text: None)
+    prepare(config, tmp_path / "cache", 4, 2, lambda text: None)
+    add(5)
+    with pytest.raises(DataError, match="begun before the data changed"):
+        prepare(config, tmp_path / "cache", 6, 2, lambda text: None)
+
+
 @pytest.fixture(scope="module")
 def prepared(start: Path, assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Path]:
     """A stage, and a cache of three shards of four samples."""

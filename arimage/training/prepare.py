@@ -117,6 +117,7 @@ def prepare(
     if any(source.path for source in config.data):
         about["placement"] = "pairs"
     batches = StepBatches(config.data, config.batch_size, lambda examples: {}, config.captions, seed=config.seed)
+    about["order"] = batches.digests()
     cache = _Cache(folder, BadSamples(folder, config.max_bad_share, batches.sizes, shared=True))
     cache.bad_samples.add(batches.unreadable)
     cache.begin(about, count)
@@ -209,7 +210,15 @@ class _Cache:
             if not (self.folder / INDEX).exists():
                 self._write({"about": about, "count": count, "shards": []})
             index = self._index()
-            if {"latents": True, **index["about"]} != json.loads(json.dumps(about)):
+            before = {"latents": True, "order": about["order"], **index["about"]}  # older releases say less
+            now = json.loads(json.dumps(about))
+            changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+            if changed == {"order"}:
+                raise DataError(
+                    f"{self.folder} was begun before the data changed, and would miss samples and repeat others; "
+                    "choose another folder"
+                )
+            if changed:
                 raise DataError(f"{self.folder} holds a cache of other networks or settings; choose another folder")
             self.update()
             following = _name(len(self.shards))
