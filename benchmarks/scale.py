@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from PIL import Image, ImageDraw
 
 from arimage.scale.batch import Batch
 from arimage.scale.cluster import Cluster
@@ -133,11 +134,12 @@ def faults(options: argparse.Namespace) -> dict[str, Any]:
 def hit(kind: str, driver: "subprocess.Popen[bytes]", moments: random.Random) -> int:
     """Kill something; whether it was there."""
     names = {"worker": "ray::StageActor", "node": "raylet", "driver": ""}
-    try:
+    below, found = [], []
+    with suppress(psutil.Error):
         below = psutil.Process(driver.pid).children(recursive=True)
-        found = [one for one in below if names[kind] in " ".join(one.cmdline()[:1])]
-    except psutil.Error:
-        return 0
+    for one in below:
+        with suppress(psutil.Error):  # gone, or killed before and not waited for
+            found += [one] if names[kind] in " ".join(one.cmdline()[:1]) else []
     if kind == "driver":
         driver.kill()
         driver.wait()
@@ -181,14 +183,40 @@ def there(folder: Path) -> int:
     return packed + len(list(folder.glob(".arimage/staging/*/*.json")))
 
 
+def draw_references(folder: Path) -> None:
+    """A picture to edit, a mask of its middle, and a picture to follow."""
+    for name, ground in (("sign.png", "red"), ("style.png", "yellow")):
+        picture = Image.new("RGB", (256, 256), ground)
+        ImageDraw.Draw(picture).ellipse((64, 64, 192, 192), fill="white")
+        picture.save(folder / name)
+    mask = Image.new("L", (256, 256), 0)
+    ImageDraw.Draw(mask).rectangle((96, 96, 160, 160), fill=255)
+    mask.save(folder / "mask.png")
+
+
+def row_of(number: int) -> dict[str, Any]:
+    """Of six jobs three pictures, an edit, a masked edit, and a picture with a reference."""
+    colors = ("blue", "green", "yellow", "white")
+    row: dict[str, Any] = {"prompt": f"a fox on a {colors[number % 4]} background", "seed": number}
+    if number % 6 == 3:
+        return row | {"prompt": f"Change the background to a {colors[number % 4]} background", "image": "sign.png"}
+    if number % 6 == 4:
+        return row | {"image": "sign.png", "mask": "mask.png"}
+    if number % 6 == 5:
+        return row | {"references": ["style.png"], "size": 256}
+    return row | {"size": 256}
+
+
 def model(options: argparse.Namespace) -> dict[str, Any]:
-    """The embedded model by ``arimage batch`` without and with Ray: seconds, and whether files are the same."""
+    """The embedded model by ``arimage batch`` without and with Ray, with edits and masks: seconds, and whether
+    files are the same."""
     from arimage.cli.main import run
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         jobs = folder / "jobs.jsonl"
-        rows: list[dict[str, Any]] = [{"prompt": f"a red fox {i}", "seed": i, "size": 256} for i in range(options.jobs)]
+        draw_references(folder)
+        rows = [row_of(number) for number in range(options.jobs)]
         jobs.write_text("".join(json.dumps(row) + "\n" for row in rows))
         seconds = {}
         for place, more in (("plain", []), ("ray", ["--ray", "local"])):

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from arimage.data.records import Unreachable, naming, reason
 from arimage.errors import DataError
@@ -37,8 +37,7 @@ STAMPS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Listed:
+class Listed(NamedTuple):
     """A file: its name below the root, its size in bytes, and what changes when its contents do."""
 
     name: str

@@ -1,7 +1,6 @@
 """Pictures beside texts: a.png beside a.txt, which holds one caption a line."""
 
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import Any
 
 from arimage.data.forms.shard import Found, Place, Shard
@@ -17,19 +16,20 @@ def scan(storage: Storage, shard: Shard) -> Iterator[Found]:
 
         def look(verify: bool, name: str = name, captioned: bool = captioned) -> Facts:
             if not captioned:
-                raise DataError(f"there is no caption file {_text(name).rpartition('/')[2]}")
+                raise DataError(f"there is no caption file {text_beside(name).rpartition('/')[2]}")
             return facts(_row(storage, name), verify=verify)
 
         yield Found(Place(number, name), look)
 
 
-def _text(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(".txt"))
+def text_beside(name: str) -> str:
+    """The path of a picture's captions."""
+    return f"{name[: name.rindex('.')]}.txt"
 
 
 def _row(storage: Storage, name: str) -> dict[str, Any]:
-    text = _text(name)
-    with naming(f"the caption file {PurePosixPath(text).name}"):
+    text = text_beside(name)
+    with naming(f"the caption file {text.rpartition('/')[2]}"):
         lines = caption_lines(storage.read(text))
     return {"image": Span(storage, name), "caption": lines}
 
