@@ -71,7 +71,9 @@ def write_processor(folder: Path, config: ModelConfig, tokenizer: Mapping[str, A
     )
     template = chat_template(start, end, config.processor.text_first)
     GlmImageProcessor(images, text, chat_template=template).save_pretrained(folder / "processor")
-    text.backend_tokenizer.save(str(folder / "processor" / "tokenizer.json"), pretty=False)  # indented, it is half spaces
+    text.backend_tokenizer.save(
+        str(folder / "processor" / "tokenizer.json"), pretty=False
+    )  # indented, it is half spaces
     ByT5Tokenizer().save_pretrained(folder / "tokenizer")
 
 

@@ -41,13 +41,8 @@ def batch(
     ] = None,
     patience: Annotated[float, typer.Option(help="Seconds for which a store may fail.", min=0.0)] = 300.0,
     size: options.Size = None,
-    model: options.Model = None,
-    device: options.Device = None,
-    dtype: options.DataType = None,
-    placement: options.Placement = "resident",
-    lora: options.Lora = None,
-    quantization: options.Quantization = None,
-    compile: options.Compile = False,
+    *,
+    loading: options.Loading,
     ray: options.Ray = None,
     cluster: options.ClusterFile = None,
     recipe: options.Recipe = True,
@@ -86,15 +81,14 @@ def batch(
     if form == "parquet":
         needs_pyarrow()
     console = Console(quiet)
-    given = {
-        "device": device, "dtype": dtype, "placement": placement, "lora": tuple(lora or ()),
-        "quantization": quantization, "compile": compile,
-    }  # fmt: skip
+    given = {**loading, "lora": tuple(loading["lora"] or ())}
+    model = given.pop("model")
     if ray is None:
         pipeline = console.load(model, **given)
     else:  # workers have GPUs; for names of jobs this machine needs none
-        pipeline = console.load(model, device="cpu", lora=lora or ())
+        pipeline = console.load(model, device="cpu", lora=given["lora"])
         given = for_workers(model, given)
+    dtype, quantization = loading["dtype"], loading["quantization"]
     asked = f" {dtype} {quantization}" if dtype or quantization else ""
     weights = pipeline.networks.weights_hash() + asked
     basis = Basis(weights, pipeline.checkpoint.sampling, chosen, size, f"{kind} {recipe} {ai_mark}")

@@ -5,7 +5,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +32,11 @@ class Console:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
-    def load(self, model: "Path | None", **options: Any) -> "ImagePipeline":
+    def load(self, model: "Path | None", *, lora: "Sequence[str] | None" = None, **options: Any) -> "ImagePipeline":
         """Open a model by :func:`arimage.inference.api.load`, and say so where it was never trained and makes noise."""
         from arimage.inference.api import load
 
-        pipeline = load(model, **options)
+        pipeline = load(model, lora=lora or (), **options)
         if pipeline.checkpoint.is_random:
             self.note(
                 f"note: {pipeline.checkpoint.name} was never trained: its pictures are noise, and their recipes say so"

@@ -38,13 +38,8 @@ def edit(
     seed: options.Seed = None,
     rewrite: options.Rewrite = None,
     rewrite_model: options.RewriteModel = "default",
-    model: options.Model = None,
-    device: options.Device = None,
-    dtype: options.DataType = None,
-    placement: options.Placement = "resident",
-    lora: options.Lora = None,
-    quantization: options.Quantization = None,
-    compile: options.Compile = False,
+    *,
+    loading: options.Loading,
     recipe: options.Recipe = True,
     ai_mark: options.AiMark = True,
     c2pa_cert: options.C2paCert = None,
@@ -99,15 +94,7 @@ def edit(
                     raise
                 failures.append(str(error))
                 todo.remove(job)
-    pipeline = console.load(
-        model,
-        device=device,
-        dtype=dtype,
-        placement=placement,
-        lora=lora or (),
-        quantization=quantization,
-        compile=compile,
-    )
+    pipeline = console.load(**loading)
     prompt = console.rewritten(rewriter, prompt, "edit")
     if prompt:
         console.note_domain(pipeline, [prompt], editing=True)

@@ -26,13 +26,8 @@ def explore(
     output: options.Output = None,
     size: options.Size = None,
     seed: options.Seed = None,
-    model: options.Model = None,
-    device: options.Device = None,
-    dtype: options.DataType = None,
-    placement: options.Placement = "resident",
-    lora: options.Lora = None,
-    quantization: options.Quantization = None,
-    compile: options.Compile = False,
+    *,
+    loading: options.Loading,
     recipe: options.Recipe = True,
     ai_mark: options.AiMark = True,
     c2pa_cert: options.C2paCert = None,
@@ -65,15 +60,7 @@ def explore(
     check_writable([*paths, sheet])
     credentials = credentials_from(c2pa_cert, c2pa_key)
     console = Console(quiet)
-    pipeline = console.load(
-        model,
-        device=device,
-        dtype=dtype,
-        placement=placement,
-        lora=lora or (),
-        quantization=quantization,
-        compile=compile,
-    )
+    pipeline = console.load(**loading)
     console.note_domain(pipeline, [prompt], editing=bool(reference))
     written = Written(count, recipe, ai_mark, console.note, credentials)
     remaining = iter(paths)

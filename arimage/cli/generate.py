@@ -26,13 +26,8 @@ def generate(
     seed: options.Seed = None,
     rewrite: options.Rewrite = None,
     rewrite_model: options.RewriteModel = "default",
-    model: options.Model = None,
-    device: options.Device = None,
-    dtype: options.DataType = None,
-    placement: options.Placement = "resident",
-    lora: options.Lora = None,
-    quantization: options.Quantization = None,
-    compile: options.Compile = False,
+    *,
+    loading: options.Loading,
     recipe: options.Recipe = True,
     ai_mark: options.AiMark = True,
     c2pa_cert: options.C2paCert = None,
@@ -67,15 +62,7 @@ def generate(
     credentials = credentials_from(c2pa_cert, c2pa_key)
     console = Console(quiet)
     rewriter = rewriter_at(rewrite, rewrite_model)
-    pipeline = console.load(
-        model,
-        device=device,
-        dtype=dtype,
-        placement=placement,
-        lora=lora or (),
-        quantization=quantization,
-        compile=compile,
-    )
+    pipeline = console.load(**loading)
     prompts = [console.rewritten(rewriter, text, "generate") for text in prompts]
     console.note_domain(pipeline, prompts, editing=bool(reference))
     written = Written(len(paths), recipe, ai_mark, console.note, credentials)

@@ -4,6 +4,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +46,33 @@ Compile = Annotated[
 Lora = Annotated[
     list[str] | None,
     _option("--lora", panel=MACHINE, help="LoRA adapters to merge in, PATH or PATH:STRENGTH; may be repeated."),
+]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that a command takes as one dict of their values, in the order that help shows."""
+
+    members: tuple[inspect.Parameter, ...]
+
+
+def _parameter_of(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
+
+
+Loading = Annotated[
+    dict[str, Any],
+    Group(
+        (
+            _parameter_of("model", Model, None),
+            _parameter_of("device", Device, None),
+            _parameter_of("dtype", DataType, None),
+            _parameter_of("placement", Placement, "resident"),
+            _parameter_of("lora", Lora, None),
+            _parameter_of("quantization", Quantization, None),
+            _parameter_of("compile", Compile, False),
+        )
+    ),
 ]
 Seed = Annotated[
     int | None, _option("--seed", "-s", panel=PICTURE, help="Of the first picture; the next ones count on from it.")
@@ -111,28 +139,52 @@ def with_ray_address(arguments: list[str]) -> list[str]:
     return completed
 
 
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the members of its groups (:data:`Loading`) as options of their own."""
+    own = [one for one in inspect.signature(command).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    groups = {one.name: _members(one.annotation) for one in own}
+
+    @functools.wraps(command)
+    def run(**given: object) -> None:
+        for name, members in groups.items():
+            if members:
+                given[name] = {one.name: given.pop(one.name) for one in members}
+        command(**given)
+
+    return _with_parameters(run, [taken for one in own for taken in groups[one.name] or (one,)])
+
+
 def sampling(task: Task) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of :mod:`arimage.options` in place of its ``**chosen``, which gets those that are set.
 
-    They stand before ``model``, the first of the options of model and machine.
+    They stand before ``model``, the first of the options of model and machine. Groups are given as by :func:`grouped`.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         taken = {option.name: option for option in declared.options_of(task)}
+        inner = grouped(command)
 
-        @functools.wraps(command)
+        @functools.wraps(inner)
         def run(**given: object) -> None:
             unset = [name for name in taken if given[name] is None]
-            command(**{name: value for name, value in given.items() if name not in unset})
+            inner(**{name: value for name, value in given.items() if name not in unset})
 
-        own = [one for one in inspect.signature(command).parameters.values() if one.kind is not one.VAR_KEYWORD]
+        own = list(inspect.signature(inner).parameters.values())
         place = [one.name for one in own].index("model")
-        parameters = [*own[:place], *map(_parameter, taken.values()), *own[place:]]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
-        return run
+        return _with_parameters(run, [*own[:place], *map(_parameter, taken.values()), *own[place:]])
 
     return decorate
+
+
+def _members(annotation: Any) -> tuple[inspect.Parameter, ...]:
+    """The parameters of a group, none of anything else."""
+    return next((one.members for one in getattr(annotation, "__metadata__", ()) if isinstance(one, Group)), ())
+
+
+def _with_parameters(run: Callable[..., None], parameters: list[inspect.Parameter]) -> Callable[..., None]:
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
 
 
 def _parameter(option: declared.Option) -> inspect.Parameter:

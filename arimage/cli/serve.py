@@ -1,7 +1,7 @@
 """``arimage serve``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -99,7 +99,7 @@ def serve(
     check_pools(ray, cluster)
     console = Console(quiet)
     rewriter = rewriter_at(rewrite, rewrite_model)
-    given = {
+    given: dict[str, Any] = {
         "device": device, "dtype": dtype, "placement": placement, "lora": tuple(lora or ()),
         "quantization": quantization, "compile": compile,
     }  # fmt: skip
@@ -111,7 +111,7 @@ def serve(
 
         from arimage.server.pools import PoolWorker, ServingStages
 
-        pipeline = console.load(model, device="cpu", lora=lora or ())
+        pipeline = console.load(model, device="cpu", lora=lora)
         connected, pools = open_pools(ray, cluster)
         stages = ServingStages(for_workers(model, given), torch.get_num_threads())
         worker = PoolWorker(pipeline, queue, connected, stages, pools)

@@ -20,13 +20,8 @@ def upscale(
     output: options.Output = None,
     count: options.Count = 1,
     seed: options.Seed = None,
-    model: options.Model = None,
-    device: options.Device = None,
-    dtype: options.DataType = None,
-    placement: options.Placement = "resident",
-    lora: options.Lora = None,
-    quantization: options.Quantization = None,
-    compile: options.Compile = False,
+    *,
+    loading: options.Loading,
     recipe: options.Recipe = True,
     ai_mark: options.AiMark = True,
     c2pa_cert: options.C2paCert = None,
@@ -60,15 +55,7 @@ def upscale(
     text = described_by(picture, "--prompt") if prompt is None else prompt
     credentials = credentials_from(c2pa_cert, c2pa_key)
     console = Console(quiet)
-    pipeline = console.load(
-        model,
-        device=device,
-        dtype=dtype,
-        placement=placement,
-        lora=lora or (),
-        quantization=quantization,
-        compile=compile,
-    )
+    pipeline = console.load(**loading)
     written = Written(count, recipe, ai_mark, console.note, credentials)
     remaining = iter(paths)
     with written.reported(json):
