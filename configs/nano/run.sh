@@ -50,7 +50,7 @@ train tokenizer-512 tokenizer/checkpoint steps=1 batch_size=2
 train tokenizer-letters tokenizer-512/checkpoint steps=1 batch_size=2
 [ -e "$WORK/pixels/model_index.json" ] || $ARIMAGE assemble "$WORK/tokenizer-letters/checkpoint" \
   autoencoder="$WORK/autoencoder-whole/checkpoint" --dtype float32 -o "$WORK/pixels"
-train_prepared autoregressive-256 pixels 24000 codes-256 steps=3 batch_size=2
+train_prepared autoregressive-256 pixels 32000 codes-256 steps=3 batch_size=2
 train autoregressive-512 autoregressive-256/checkpoint steps=1 batch_size=1
 train autoregressive-quality autoregressive-512/checkpoint steps=1 batch_size=1
 train_prepared decoder-256 pixels 8000 latents-256 steps=3 batch_size=2
