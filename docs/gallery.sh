@@ -23,7 +23,12 @@ edit fox "Change the background to a yellow background" fox-yellow
 edit open 'Change the text to "CLOSED"' closed
 edit dog "Replace the dog with a cat" dog-to-cat
 
-# Two scenes of every row of the evaluation, by index; wants the artwork (arimage data sprites -o data/nano).
-$ARIMAGE evaluate ../../configs/nano/evaluate.yaml cases=2 assets=../../data/nano training=10 options.tier=fast -o evaluation
-mv evaluation/sheet.png nano-evaluation.png
-rm -r evaluation
+# Scenes of two rows of the evaluation, by index; wants the artwork (arimage data sprites -o data/nano).
+sheet() {
+  $ARIMAGE evaluate ../../configs/nano/evaluate.yaml cases=50 --group "$1" assets=../../data/nano options.tier=fast -o evaluation
+  python3 -c 'import sys; from PIL import Image; Image.open(sys.argv[1]).convert("RGB").quantize(128).save(sys.argv[2], optimize=True)' \
+    evaluation/sheet.png "$2"
+  rm -r evaluation
+}
+sheet subject nano-evaluation.png
+sheet "edit background" nano-edits.png
