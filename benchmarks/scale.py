@@ -139,7 +139,8 @@ def hit(kind: str, driver: "subprocess.Popen[bytes]", moments: random.Random) ->
         below = psutil.Process(driver.pid).children(recursive=True)
     for one in below:
         with suppress(psutil.Error):  # gone, or killed before and not waited for
-            found += [one] if names[kind] in " ".join(one.cmdline()[:1]) else []
+            if names[kind] in " ".join(one.cmdline()[:1]):
+                found.append(one)
     if kind == "driver":
         driver.kill()
         driver.wait()

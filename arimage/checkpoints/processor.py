@@ -71,9 +71,8 @@ def write_processor(folder: Path, config: ModelConfig, tokenizer: Mapping[str, A
     )
     template = chat_template(start, end, config.processor.text_first)
     GlmImageProcessor(images, text, chat_template=template).save_pretrained(folder / "processor")
-    text.backend_tokenizer.save(
-        str(folder / "processor" / "tokenizer.json"), pretty=False
-    )  # indented, it is half spaces
+    compact = folder / "processor" / "tokenizer.json"  # transformers writes it indented, half of it blanks
+    text.backend_tokenizer.save(str(compact), pretty=False)
     ByT5Tokenizer().save_pretrained(folder / "tokenizer")
 
 

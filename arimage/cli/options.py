@@ -193,9 +193,4 @@ def _parameter(option: declared.Option) -> inspect.Parameter:
     panel = TOKENS if option.half == "tokens" else DIFFUSION
     names = f"--{name}/--no-{name}" if option.type is bool else f"--{name}"
     shown = typer.Option(names, help=option.documentation, rich_help_panel=panel, show_default=option.defaults or False)
-    return inspect.Parameter(
-        option.name,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        default=None,
-        annotation=Annotated[option.type | None, shown],
-    )
+    return _parameter_of(option.name, Annotated[option.type | None, shown], None)

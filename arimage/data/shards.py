@@ -17,7 +17,7 @@ from types import ModuleType
 
 from arimage.data.forms import arrow, parquet, pictures, tables, tars
 from arimage.data.forms.shard import Shard
-from arimage.data.storage import Listed, ShardCache, Storage
+from arimage.data.storage import Listed, ShardCache, Storage, file_name
 from arimage.errors import DataError
 from arimage.images.opening import SUFFIXES
 
@@ -40,7 +40,7 @@ def open_place(path: str, cache: ShardCache | None = None) -> tuple[Storage, str
         raise DataError(f"{path} does not exist")
     if not storage.single(tuple(BY_SUFFIX)):
         return storage, ""
-    name = PurePosixPath(storage.root).name
+    name = file_name(storage.root)
     parent = storage.root.removesuffix(name) if storage.local else storage.url.rstrip("/").removesuffix(name)
     return Storage(parent, cache), name
 
@@ -64,7 +64,7 @@ def find_shards(storage: Storage, alone: str = "") -> list[Shard]:
         return [shard for one in listed if one.name == alone for shard in _shards(form, one, listed)]
     listed = storage.listed()
     for name in TABLES:
-        found = [one for one in listed if one.name.endswith(name) and file_name(one.name) == name]
+        found = [one for one in listed if file_name(one.name) == name]
         if found:
             return [shard for one in found for shard in _shards("table", one, listed)]
     packed = [one for one in listed if one.name.endswith((".tar", ".parquet", ".jsonl"))]
@@ -106,11 +106,6 @@ def _picture_shards(listed: Sequence[Listed]) -> list[Shard]:
             stamp = _stamp([*run, *(text for text in texts if text is not None)])
             shards.append(Shard("pictures", run[0].name, stamp, sum(one.size for one in run), names=names))
     return shards
-
-
-def file_name(path: str) -> str:
-    """The last part of a path; ``pathlib`` takes ten times as long, and a folder may have millions of files."""
-    return path[path.rfind("/") + 1 :]
 
 
 def _stamp(files: Sequence[Listed]) -> str:

@@ -45,6 +45,11 @@ class Listed(NamedTuple):
     stamp: str
 
 
+def file_name(path: str) -> str:
+    """The last part of a path; ``pathlib`` takes ten times as long, and a folder may have millions of files."""
+    return path[path.rfind("/") + 1 :]
+
+
 @dataclass(frozen=True)
 class Span:
     """A stretch of a file, or all of it, that is not read yet."""

@@ -6,7 +6,7 @@ from typing import Any
 from arimage.data.forms.shard import Found, Place, Shard
 from arimage.data.records import Record, naming
 from arimage.data.rows import Facts, Size, caption_lines, facts, record
-from arimage.data.storage import Span, Storage
+from arimage.data.storage import Span, Storage, file_name
 from arimage.errors import DataError
 
 
@@ -16,7 +16,7 @@ def scan(storage: Storage, shard: Shard) -> Iterator[Found]:
 
         def look(verify: bool, name: str = name, captioned: bool = captioned) -> Facts:
             if not captioned:
-                raise DataError(f"there is no caption file {text_beside(name).rpartition('/')[2]}")
+                raise DataError(f"there is no caption file {file_name(text_beside(name))}")
             return facts(_row(storage, name), verify=verify)
 
         yield Found(Place(number, name), look)
@@ -29,7 +29,7 @@ def text_beside(name: str) -> str:
 
 def _row(storage: Storage, name: str) -> dict[str, Any]:
     text = text_beside(name)
-    with naming(f"the caption file {text.rpartition('/')[2]}"):
+    with naming(f"the caption file {file_name(text)}"):
         lines = caption_lines(storage.read(text))
     return {"image": Span(storage, name), "caption": lines}
 
