@@ -75,7 +75,7 @@ class Judge:
         if task in ("subject", "subjects"):
             found = self._background(case, picture) | self._subjects(case, picture)
             return found if case.own_words is not None else found | self._no_text(picture)
-        if task in ("text", "typography"):
+        if task in ("text", "typography", "lines"):
             return self._text(case, picture)
         if task == "background":
             return {"edit: background": self._repainted(case, picture)}

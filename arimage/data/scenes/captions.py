@@ -84,7 +84,7 @@ class _Teller:
             assert spec.lettering is not None
             body = words.writing(random, spec.lettering, "en")
         else:
-            body = _joined(things)
+            body = words.joined(things)
             if spec.lettering is not None:
                 body += random.choice((" with ", " and ")) + words.writing(random, spec.lettering, "en")
                 if spec.lettering.place != "center":
@@ -137,7 +137,7 @@ class _Teller:
         sentences = []
         if things:
             opening = random.choice(("This is {0} of {1}.", "{0} of {1}.", "The picture is {0} that shows {1}."))
-            sentences.append(opening.format(words.with_article(kind), _joined(things)))
+            sentences.append(opening.format(words.with_article(kind), words.joined(things)))
         else:
             sentences.append(f"{words.with_article(kind)} with nothing but lettering.")
         if not spec.alike:
@@ -174,14 +174,10 @@ class _Teller:
         """Both languages in one caption, as people write them."""
         spec, random = self.spec, self.random
         things = self._things(random.choice(LANGUAGES))
-        parts = [_joined(things)] if things else []
+        parts = [words.joined(things)] if things else []
         if spec.lettering is not None:
             parts.append(words.writing(random, spec.lettering, random.choice(LANGUAGES)))
         parts.append(words.backdrop(random, spec.background, random.choice(LANGUAGES)))
         if style := self._style(random.choice(LANGUAGES)):
             parts.append(style)
         return "，".join(parts)
-
-
-def _joined(things: list[str]) -> str:
-    return things[0] if len(things) == 1 else ", ".join(things[:-1]) + " and " + things[-1]

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from arimage.data.scenes.draw import first_cell
 from arimage.data.scenes.spec import SceneSpec
 
 FLAT = 0.02
@@ -29,9 +30,13 @@ def letter_cells(spec: SceneSpec, rows: int, columns: int) -> Tensor:
     text = spec.lettering
     if text is None or not text.pitch:
         return places
-    side = text.pitch * min(rows, columns)
-    top, left = text.y * rows - side / 2, text.x * columns - side * len(text.text) / 2
-    for place in range(len(text.text)):
-        across = slice(round(left + place * side), round(left + (place + 1) * side))
-        places[round(top) : round(top + side), across] = place
+    side, lines = text.pitch * min(rows, columns), text.lines
+    top, left = text.y * rows - side * len(lines) / 2, text.x * columns - side * max(map(len, lines)) / 2
+    place = 0
+    for number, line in enumerate(lines):
+        down = slice(round(top + number * side), round(top + (number + 1) * side))
+        for column in range(first_cell(line, text), first_cell(line, text) + len(line)):
+            places[down, round(left + column * side) : round(left + (column + 1) * side)] = place
+            place += 1
+        place += 1
     return places

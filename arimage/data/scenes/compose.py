@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from random import Random
+from string import ascii_uppercase
 from typing import Literal, TypeVar
 
 from arimage.data.assets import Assets
@@ -13,7 +14,7 @@ from arimage.data.fonts import Font
 from arimage.data.scenes.draw import PADDING, letter_pixels, text_size
 from arimage.data.scenes.settings import SceneSettings
 from arimage.data.scenes.spec import Background, Holder, Lettering, Pattern, SceneSpec, Shade, Subject
-from arimage.data.split import HELD_OUT_STYLES, combination_held_out, concept_held_out, fraction, text_held_out
+from arimage.data.split import HELD_OUT_STYLES, combination_held_out, concept_held_out, fraction, held_out, text_held_out
 from arimage.data.sprites import Concept
 from arimage.data.words import common_characters, draw_word
 from arimage.errors import DataError
@@ -29,6 +30,7 @@ PATTERNS: tuple[Pattern, ...] = ("gradient", "stripes", "dots", "checks")
 SCALES = {"small": (0.24, 0.32), "": (0.42, 0.54), "large": (0.62, 0.74)}
 MAX_TEXT_WIDTH = 0.86
 LATIN_CELL, CHINESE_CELL = 1.125, 0.875
+LINES = (2, 3, 4, 5)
 ATTEMPTS = 2000
 Item = TypeVar("Item")
 
@@ -81,7 +83,7 @@ class Composer:
             combination_held_out(subject.concept, subject.style, spec.background.first.name)
             for subject in spec.subjects
         ]
-        text = spec.lettering is not None and text_held_out(spec.lettering.text)
+        text = spec.lettering is not None and any(text_held_out(line) for line in spec.lettering.lines)
         concepts = any(concept_held_out(subject.concept) for subject in spec.subjects)
         held = self.settings.held
         if self.settings.split == "train":
@@ -176,9 +178,15 @@ class Composer:
         ]
         return {"en": tuple(english[: settings.english_words]), "zh": tuple(chinese[: settings.chinese_words])}
 
-    def text(self, random: Random) -> tuple[str, Literal["en", "zh"]]:
-        """A text and its language."""
-        if self._words["zh"] and random.random() < self.settings.chinese_text:
+    def text(
+        self, random: Random, language: Literal["en", "zh"] | None = None
+    ) -> tuple[str, Literal["en", "zh"]]:
+        """A text of one line and its language."""
+        if language is None:
+            language = "zh" if self._words["zh"] and random.random() < self.settings.chinese_text else "en"
+        if self.settings.random_letters and random.random() < self.settings.random_letters:
+            return self._random_letters(random, language), language
+        if language == "zh":
             return draw_word(random, self._words["zh"], self.settings.zipf), "zh"
         if self.settings.held != "word" and random.random() < self.settings.digits:
             return _digits(random), "en"
@@ -191,9 +199,28 @@ class Composer:
             return word.upper(), "en"
         return random.choices((word.upper(), word.capitalize(), word), (0.5, 0.3, 0.2))[0], "en"
 
+    def _random_letters(self, random: Random, language: str) -> str:
+        if language == "zh":
+            return "".join(random.choices(self._characters, k=random.randint(1, self.settings.chinese_characters)))
+        return "".join(random.choices(ascii_uppercase, k=random.randint(2, self.settings.english_letters)))
+
+    @cached_property
+    def _characters(self) -> str:
+        """The Chinese characters that words are made of, but for held-out ones."""
+        return "".join(c for c in sorted(set("".join(self._words["zh"]))) if not held_out("character", c))
+
+    def block(self, random: Random, count: int) -> tuple[str, Literal["en", "zh"]]:
+        """A text of so many different lines, all in one language."""
+        first, language = self.text(random)
+        lines = [first]
+        while len(lines) < count:
+            line = self.until(random, lambda random: self.text(random, language)[0], lambda line: line not in lines)
+            lines.append(line)
+        return "\n".join(lines), language
+
     def faces(self, text: str) -> list[Font]:
         """Faces that can write a text."""
-        faces = self.assets.fonts.can_write(text)
+        faces = self.assets.fonts.can_write(text.replace("\n", ""))
         wanted = self.settings.fonts
         if isinstance(wanted, tuple):
             return [font for font in faces if font.name in wanted]
@@ -205,12 +232,13 @@ class Composer:
         spec: SceneSpec,
         places: Sequence[str] = ("center",),
         heights: tuple[float, float] = (0.12, 0.2),
+        lines: int = 1,
     ) -> Lettering:
         """A text that can be read where it stands, and fits the picture; on a busy pattern it stands on something."""
-        text, language = self.text(random)
+        text, language = self.block(random, lines)
         faces = self.faces(text)
         while not faces:
-            text, language = self.text(random)
+            text, language = self.block(random, lines)
             faces = self.faces(text)
         busy = spec.background.pattern not in ("plain", "gradient")
         signs = 0.35 if self.settings.cells is None else 0.0
@@ -251,10 +279,12 @@ class Composer:
         """The lettering made small enough for the picture's width."""
         if self.settings.cells is not None:
             return lettering
-        width, _ = text_size(lettering, spec, self.assets)
-        room = MAX_TEXT_WIDTH * spec.width - (0.9 * lettering.height * spec.short if lettering.holder == "sign" else 0)
-        if width > room:
-            lettering = replace(lettering, height=max(0.02, lettering.height * room / width * 0.97))
+        width, tall = text_size(lettering, spec, self.assets)
+        margins = 0.9 * lettering.height * spec.short
+        room = MAX_TEXT_WIDTH * spec.width - (margins if lettering.holder == "sign" else 0)
+        above = MAX_TEXT_WIDTH * spec.height - (margins if lettering.holder != "none" else 0)
+        if width > room or (tall > above and len(lettering.lines) > 1):
+            lettering = replace(lettering, height=max(0.02, lettering.height * min(room / width, above / tall) * 0.97))
         letters = letter_pixels(lettering, spec)
         _, height = text_size(lettering, spec, self.assets)
         reach = (height / 2 + (PADDING if lettering.holder != "none" else 0.1) * letters + 2) / spec.height
@@ -290,6 +320,8 @@ class Composer:
             return replace(spec, subjects=self.several(random), alike=True)
         if task == "typography":
             return replace(spec, lettering=self.lettering(random, spec, ("center", "top", "bottom"), (0.16, 0.3)))
+        if task == "lines":
+            return replace(spec, lettering=self.lettering(random, spec, heights=(0.12, 0.16), lines=random.choice(LINES)))
         place = random.choice(("top", "bottom"))
         if random.random() < 0.3:
             return replace(spec, lettering=self.lettering(random, spec))
@@ -341,12 +373,13 @@ def _on_grid(subject: Subject, spec: SceneSpec, cells: int) -> Subject:
 
 
 def _in_cells(lettering: Lettering, spec: SceneSpec, cells: int) -> Lettering:
-    """A cell for each character, in one row of cells, as near to the middle of the row as cells allow."""
+    """A cell for each character, a row of cells for each line, as near to the middle of the row as cells allow."""
     columns, rows = cells * spec.width / spec.short, cells * spec.height / spec.short
-    left = math.floor((columns - len(lettering.text)) / 2)
-    row = round(lettering.y * rows - 0.5 - 1e-6)
+    across, down = max(map(len, lettering.lines)), len(lettering.lines)
+    left = math.floor((columns - across) / 2)
+    row = min(max(0, round(lettering.y * rows - down / 2 - 1e-6)), math.floor(rows) - down)
     height = (LATIN_CELL if lettering.language == "en" else CHINESE_CELL) / cells
-    x, y = (left + len(lettering.text) / 2) / columns, (row + 0.5) / rows
+    x, y = (left + across / 2) / columns, (row + down / 2) / rows
     return replace(lettering, x=x, y=y, height=height, pitch=1 / cells)
 
 

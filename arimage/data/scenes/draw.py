@@ -137,15 +137,20 @@ def letter_pixels(lettering: Lettering, spec: SceneSpec) -> int:
 def text_size(lettering: Lettering, spec: SceneSpec, assets: Assets) -> tuple[int, int]:
     """Width and height of the letters in pixels."""
     if lettering.pitch:
-        return round(len(lettering.text) * lettering.pitch * spec.short), round(lettering.pitch * spec.short)
-    font = assets.fonts.load(lettering.font, letter_pixels(lettering, spec))
-    left, top, right, bottom = font.getbbox(lettering.text)
+        side, lines = lettering.pitch * spec.short, lettering.lines
+        return round(max(map(len, lines)) * side), round(len(lines) * side)
+    left, top, right, bottom = _letters_box(lettering, spec, assets)
     return round(right - left), round(bottom - top)
+
+
+def _letters_box(lettering: Lettering, spec: SceneSpec, assets: Assets) -> tuple[float, float, float, float]:
+    font = assets.fonts.load(lettering.font, letter_pixels(lettering, spec))
+    return ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), lettering.text, font, align="center")
 
 
 def _write(image: Image.Image, lettering: Lettering, spec: SceneSpec, assets: Assets) -> tuple[Box, Box | None]:
     font = assets.fonts.load(lettering.font, letter_pixels(lettering, spec))
-    left, top, right, bottom = font.getbbox(lettering.text)
+    left, top, right, bottom = _letters_box(lettering, spec, assets)
     width, height = right - left, bottom - top
     if lettering.pitch:
         left, top, (width, height) = 0, 0, text_size(lettering, spec, assets)
@@ -153,19 +158,27 @@ def _write(image: Image.Image, lettering: Lettering, spec: SceneSpec, assets: As
     pen = ImageDraw.Draw(image)
     holder = None
     if lettering.holder != "none" and lettering.holder_color is not None:
-        margin = round(height / 2) if lettering.pitch else round(PADDING * letter_pixels(lettering, spec))
+        margin = round(lettering.pitch * spec.short / 2) if lettering.pitch else round(PADDING * letter_pixels(lettering, spec))
         holder = (x - margin, y - margin, x + round(width) + margin, y + round(height) + margin)
         if lettering.holder == "banner":
             holder = (0, holder[1], spec.width, holder[3])
         _hold(pen, lettering, holder, margin)
         holder = _clipped(holder, spec)
     if lettering.pitch:
-        for place, character in enumerate(lettering.text):
-            middle = x + (place + 0.5) * lettering.pitch * spec.short, y + height / 2
-            pen.text(middle, character, font=font, fill=lettering.color.rgb, anchor="mm")
+        side = lettering.pitch * spec.short
+        for number, line in enumerate(lettering.lines):
+            start = x + first_cell(line, lettering) * side
+            for place, character in enumerate(line):
+                middle = start + (place + 0.5) * side, y + (number + 0.5) * side
+                pen.text(middle, character, font=font, fill=lettering.color.rgb, anchor="mm")
     else:
-        pen.text((x - left, y - top), lettering.text, font=font, fill=lettering.color.rgb)
+        pen.multiline_text((x - left, y - top), lettering.text, lettering.color.rgb, font, align="center")
     return _clipped((x, y, x + round(width), y + round(height)), spec), holder
+
+
+def first_cell(line: str, lettering: Lettering) -> int:
+    """How many cells of a text that stands in cells lie before a line of it: lines are centred."""
+    return (max(map(len, lettering.lines)) - len(line)) // 2
 
 
 def _hold(pen: ImageDraw.ImageDraw, lettering: Lettering, box: Box, margin: int) -> None:

@@ -159,17 +159,21 @@ class Editor:
         return Edit((scene,), target, instructions)
 
     def change_text(self, random: Random, size: Size) -> Edit:
-        scene = self._lettered(random, size)
+        crowded = self._crowded(random)
+        scene = self.composer.picture(random, "lines", size) if crowded else self._lettered(random, size)
         assert scene.lettering is not None
-        target = replace(scene, lettering=self._reworded(random, scene.lettering, scene))
-        old = {language: words.quoted(random, scene.lettering.text, language) for language in ("en", "zh")}
-        new = {language: words.quoted(random, _text(target), language) for language in ("en", "zh")}
-        instructions = {
-            "en": random.choice((f"Change the text to {new['en']}", f"Replace the text {old['en']} with {new['en']}",
-                                 f"Make it say {new['en']}")),
-            "zh": random.choice((f"把文字改成{new['zh']}", f"将{old['zh']}换成{new['zh']}", f"文字改为{new['zh']}")),
-        }  # fmt: skip
-        return Edit((scene,), target, instructions)
+        index = random.randrange(len(scene.lettering.lines)) if crowded else 0
+        lettering = self._reworded(random, scene.lettering, scene, index)
+        before, after = (text.lines[index] for text in (scene.lettering, lettering))
+        old, new = ({language: words.quoted(random, text, language) for language in ("en", "zh")}
+                    for text in (before, after))  # fmt: skip
+        en = [f"Replace the text {old['en']} with {new['en']}"]
+        zh = [f"将{old['zh']}换成{new['zh']}"]
+        if not crowded:
+            en = [f"Change the text to {new['en']}", *en, f"Make it say {new['en']}"]
+            zh = [f"把文字改成{new['zh']}", *zh, f"文字改为{new['zh']}"]
+        instructions = {"en": random.choice(en), "zh": random.choice(zh)}
+        return Edit((scene,), replace(scene, lettering=lettering), instructions)
 
     def remove_text(self, random: Random, size: Size) -> Edit:
         scene = self._lettered(random, size)
@@ -272,16 +276,26 @@ class Editor:
             lambda spec: spec.lettering is not None,
         )
 
-    def _reworded(self, random: Random, old: Lettering, scene: SceneSpec) -> Lettering:
+    def _reworded(self, random: Random, old: Lettering, scene: SceneSpec, index: int) -> Lettering:
+        """The lettering with another line in place of one; several lines stay in their language and keep their width."""
+        lines = old.lines
+        longest = max(map(len, lines))
+
         def make(random: Random) -> Lettering:
-            text, language = self.composer.text(random)
+            line, language = self.composer.text(random, old.language if len(lines) > 1 else None)
+            text = "\n".join([*lines[:index], line, *lines[index + 1 :]])
             return self.composer.fitted(replace(old, text=text, language=language), scene)
 
         names = {old.font}
         return self.composer.until(
             random,
             make,
-            lambda new: new.text != old.text and names <= {font.name for font in self.composer.faces(new.text)},
+            lambda new: (
+                len(set(new.lines)) == len(lines)
+                and new.text != old.text
+                and names <= {font.name for font in self.composer.faces(new.text)}
+                and (len(lines) == 1 or max(map(len, new.lines)) == longest)
+            ),
         )
 
     def _portrait(self, random: Random, size: Size, subject: Subject, unlike: str | None = None) -> SceneSpec:
@@ -319,7 +333,3 @@ class Editor:
             "en": random.choice((f"Add {thing['en']} {where['en']}", f"Put {thing['en']} {where['en']}")),
             "zh": random.choice((f"在{where['zh']}加{thing['zh']}", f"{where['zh']}放上{thing['zh']}")),
         }
-
-
-def _text(spec: SceneSpec) -> str:
-    return "" if spec.lettering is None else spec.lettering.text

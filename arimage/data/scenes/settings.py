@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from arimage.data.colors import BY_NAME
 from arimage.data.split import HELD_OUT_STYLES, Split
 
-PICTURE_TASKS = ("subject", "subjects", "corners", "count", "text", "typography")
+PICTURE_TASKS = ("subject", "subjects", "corners", "count", "text", "typography", "lines")
 EDIT_TASKS = (
     "background", "replace", "add", "remove", "move", "recolor", "add text", "change text", "remove text", "style",
     "insert", "combine", "identity", "inpaint",
@@ -32,6 +32,7 @@ class SceneSettings(BaseModel):
         english_letters, chinese_characters: at most so many in a word.
         common_characters: Chinese words are made of so many of the most frequent characters only.
         chinese_text: share of texts that are Chinese.
+        random_letters: share of words that are random letters or Chinese characters, so that all are seen alike often.
         digits: share of the other texts that are numbers.
         capitals: English is written in capital letters only.
         zipf: share of words that are drawn by their frequency, the others evenly.
@@ -42,7 +43,7 @@ class SceneSettings(BaseModel):
         flips: share of animals that are mirrored.
         scales: how often subjects are small, of middle size and large.
         threes: share of rows of subjects that hold three, not two.
-        crowded: share of the scenes that edits begin with that hold four subjects, one in each corner.
+        crowded: share of the scenes that edits begin with that hold four subjects, one in each corner, or lines of text.
         grounds: colours that text stands on; all when empty.
         plain_ink: text is black or white, whichever is read better on its ground.
         cells: subjects fill squares of 2, 4 or 6 cells of a grid of so many along the short side, and each character
@@ -69,6 +70,7 @@ class SceneSettings(BaseModel):
     common_characters: int | None = Field(None, ge=10)
     chinese_text: float = Field(0.4, ge=0, le=1)
     zipf: float = Field(0.5, ge=0, le=1)
+    random_letters: float = Field(0.0, ge=0, le=1)
     digits: float = Field(0.1, ge=0, le=1)
     capitals: bool = False
     phrases: float = Field(0.2, ge=0, le=1)

@@ -62,10 +62,11 @@ class Lettering:
     """A text in the picture.
 
     Attributes:
+        text: one line, or several with ``\n`` between them.
         language: ``en`` or ``zh`` (digits count as either).
         x, y: centre; ``place`` is the word for it.
         height: of a letter, relative to the short side.
-        pitch: from the middle of a character to that of the next, relative to the short side; 0 is the font's own.
+        pitch: from the middle of a character to that of the next, and from line to line, relative to the short side; 0 is the font's own.
         holder: what it stands on; ``holder_color`` is that one's colour.
     """
 
@@ -80,6 +81,10 @@ class Lettering:
     holder: Holder = "none"
     holder_color: Shade | None = None
     pitch: float = 0.0
+
+    @property
+    def lines(self) -> list[str]:
+        return self.text.split("\n")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The words of captions in both languages: things, colours, places, styles, counts."""
 
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from random import Random
 from typing import Any
@@ -138,7 +139,8 @@ def quoted(random: Random, text: str, language: str) -> str:
 
 def writing(random: Random, lettering: Lettering, language: str, *, named_color: bool = True) -> str:
     """The text and what it stands on: ``the word "OPEN" in white on a red sign``."""
-    text = quoted(random, lettering.text, language)
+    lines = [quoted(random, line, language) for line in lettering.lines]
+    text = "".join(lines) if language == "zh" else joined(lines)
     ink = colour(random, lettering.color, language)
     holder = ""
     if lettering.holder != "none" and lettering.holder_color is not None:
@@ -151,9 +153,16 @@ def writing(random: Random, lettering: Lettering, language: str, *, named_color:
         if holder:
             return random.choice((f"{holder}上写着{painted}{text}", f"写有{painted}{text}的{holder}"))
         return random.choice((f"{painted}{text}{kind}", f"{painted}文字{text}"))
-    words = lettering.text.split()
-    kind = "text" if len(words) > 1 or not lettering.text.isalpha() else random.choice(("word", "text"))
+    if len(lines) > 1:
+        kind = random.choice(("lines", "texts", "words" if lettering.text.replace("\n", "").isalpha() else "lines"))
+    else:
+        kind = random.choice(("word", "text")) if lettering.text.isalpha() else "text"
     painted = f" in {ink}" if named_color else ""
     if holder:
         return random.choice((f"{holder} that says {text}{painted}", f"the {kind} {text}{painted} on {holder}"))
     return random.choice((f"the {kind} {text}{painted}", f"the {ink} {kind} {text}" if named_color else text))
+
+
+def joined(parts: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
