@@ -5,6 +5,8 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +16,11 @@ from arimage.data.assets import Assets
 from arimage.data.colors import BY_NAME, COLORS, distance
 from arimage.data.records import Record
 from arimage.data.scenes import Scenes
+from arimage.data.scenes.cells import letter_cells
 from arimage.data.scenes.draw import draw
 from arimage.data.scenes.edits import Editor
 from arimage.data.scenes.settings import EDIT_TASKS, PICTURE_TASKS, TASKS, SceneSettings
+from arimage.data.scenes.spec import scene_spec
 from arimage.data.sheet import contact_sheet
 from arimage.data.split import (
     SHARES,
@@ -401,3 +405,62 @@ def test_words_longer_than_the_grid_are_refused() -> None:
         SceneSettings(cells=8, english_letters=9, phrases=0)
     with pytest.raises(ValueError, match="set phrases to 0"):
         SceneSettings(cells=8, english_letters=8)
+
+
+def test_lines_of_text_are_quoted_one_by_one_from_top_to_bottom(assets: Assets) -> None:
+    data = scenes(assets, "lines", phrases=0.5)
+    for index in range(40):
+        record = data[index]
+        lines = record.truth["spec"]["lettering"]["text"].split("\n")
+        assert 2 <= len(lines) == len(set(lines)) <= 5
+        for caption in record.captions.values():
+            assert quoted_texts(caption) == lines, caption
+        left, top, right, bottom = record.truth["text"]
+        assert 0 <= left < right <= 128, "the block fits the picture"
+        assert 0 <= top < bottom <= 128
+        held = [text_held_out(line) for line in lines]
+        assert not any(held)
+
+
+def test_on_a_grid_lines_stand_below_each_other_a_cell_for_each_character(assets: Assets) -> None:
+    plain: dict[str, Any] = {"patterns": 0.0, "plain_ink": True, "capitals": True, **IN_CELLS}
+    made = scenes(assets, "lines", sizes=((256, 256),), cells=8, **plain)
+    for index in range(20):
+        record = made[index]
+        spec = scene_spec(record.truth["spec"])
+        assert spec.lettering is not None
+        text = spec.lettering.text
+        places = letter_cells(spec, 16, 16)
+        assert sorted(set(places.flatten().tolist()) - {-1}) == [i for i, c in enumerate(text) if c != "\n"]
+        for place, character in enumerate(text):
+            if character == "\n":
+                continue
+            rows, columns = (places == place).nonzero(as_tuple=True)
+            assert (len(rows), rows.min() % 2, columns.min() % 2) == (4, 0, 0), "a cell of two tokens by two"
+            row = text[:place].count("\n")
+            assert rows.min() == round(spec.lettering.y * 16) - len(spec.lettering.lines) + 2 * row
+            box = (columns.min() * 16, rows.min() * 16, columns.min() * 16 + 32, rows.min() * 16 + 32)
+            drawn = record.image.crop(tuple(int(edge) for edge in box))  # type: ignore[arg-type]
+            assert len(drawn.getcolors(1024) or []) > 1, "every cell shows its character"
+
+
+def test_random_letters_show_every_letter(assets: Assets) -> None:
+    made = scenes(assets, "lines", random_letters=1.0, phrases=0.0, digits=0.0, chinese_text=0.0)
+    texts = [made[index].truth["spec"]["lettering"]["text"] for index in range(60)]
+    assert set("".join(texts)) - {"\n"} == set(ascii_uppercase)
+    counts = [sum(text.count(letter) for text in texts) for letter in "QXJ"]
+    assert min(counts) > 5, "rare letters are as frequent as others"
+
+
+def test_one_line_among_several_is_changed_and_named(assets: Assets) -> None:
+    data = scenes(assets, "change text", crowded=1.0)
+    for index in range(15):
+        record = data[index]
+        before, after = (
+            facts["spec"]["lettering"]["text"].split("\n") for facts in (record.truth["sources"][-1], record.truth)
+        )
+        different = [(a, b) for a, b in zip(before, after) if a != b]
+        assert len(before) == len(after) > 1
+        assert len(different) == 1
+        for instruction in record.captions.values():
+            assert quoted_texts(instruction) == list(different[0])

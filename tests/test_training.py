@@ -656,6 +656,36 @@ def test_the_decoders_exercises_in_copying_ask_for_what_the_reference_alone_show
             assert torch.equal(codes, row[-1][1])
 
 
+def test_codes_under_other_names_say_where_in_a_reference_to_look(start: Path, assets: Path, tmp_path: Path) -> None:
+    data = [{"scenes": {"tasks": {"remove": 1, "subject": 1}, "sizes": [[64, 64]]}, "assets": str(assets)}]
+    settings = {"rename_prob": 0.5, "uncond_prob": 0.0, "corrupt": 0.0}
+    config = stage("decoder", start, assets, tmp_path, data=data, decoder=settings)
+    objective: Any = build_objective(Checkpoint.open(start), config, CPU).train()
+    batch = objective.collate(StepBatches(config.data, 24, objective.collate, config.captions).examples(1)[0])
+    clean = objective.encode(batch)
+    changed = 0
+    for training in (True, False):
+        sample = augmentation.augmented(clean, config.decoder, objective.num_codes, training)
+        for index, (new, old) in enumerate(zip(sample.references, clean.references)):
+            target, before = sample.codes[index], clean.codes[index]
+            assert torch.equal(sample.latents[index], clean.latents[index])
+            if torch.equal(target, before):
+                assert all(torch.equal(a.codes, b.codes) for a, b in zip(new, old))
+                continue
+            changed += 1
+            assert training
+            assert old, "a picture without a reference keeps its codes"
+            whole = torch.cat([target.flatten(), *(one.codes.flatten() for one in new)])
+            names = torch.cat([before.flatten(), *(one.codes.flatten() for one in old)])
+            pairs = set(zip(names.tolist(), whole.tolist()))
+            assert len(pairs) == len(set(names.tolist())) == len(set(whole.tolist())), "one name for each code"
+            renamed = target[target != before]
+            assert torch.isin(renamed, torch.cat([one.codes.flatten() for one in new])).all()
+            assert not torch.isin(renamed, names).any()
+            assert all(torch.equal(a.latents, b.latents) for a, b in zip(new, old))
+    assert changed
+
+
 # Distillation
 
 

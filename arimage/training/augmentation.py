@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arimage.data.records import EncodedReference
+from arimage.training.codes import with_codes_renamed
 from arimage.training.config import DecoderTraining
 from arimage.training.objective import generator, uniform_of
 from decoder.diffusion_decoder import LATENTS_PER_TOKEN
 
-NOISE, LEVEL, DROPS, CORRUPTION, CROP, COPY = range(6)
+NOISE, LEVEL, DROPS, CORRUPTION, CROP, COPY, NAMES = range(7)
 BLIND = 0.5
 ANOTHER = 0x9E3779B97F4A7C15 >> 2
 
@@ -82,7 +83,9 @@ class DecoderBatch:
 
 def augmented(batch: DecoderBatch, settings: DecoderTraining, num_codes: int, training: bool) -> DecoderBatch:
     """What the decoder learns from (``training``) or is evaluated on: whole pictures or crops, some without conditions,
-    some with corrupted codes, some edits turned into copying."""
+    some with corrupted codes, some edits turned into copying or under other names."""
+    if training and settings.rename_prob:  # before samples are repeated, which share their encoded references then
+        batch = with_renamed_codes(batch, settings.rename_prob, num_codes)
     if training and learnt_in_crops(batch, settings):
         batch = cropped(repeated(batch, settings.crops_per_image), settings.crop_cells)
     elif training:
@@ -192,6 +195,21 @@ def with_copy_tasks(batch: DecoderBatch, prob: float) -> DecoderBatch:
         no_glyphs=batch.no_glyphs | chosen,
         no_references=batch.no_references & ~chosen,
     )
+
+
+def with_renamed_codes(batch: DecoderBatch, prob: float, num_codes: int) -> DecoderBatch:
+    """In a share ``prob`` of the samples with references, codes that the target has in common with them are others, in
+    all of them alike: what such a code looks like is nowhere to be found but in the references."""
+    chosen = (uniform_of(batch.seeds, 1, NAMES)[:, 0] < prob).tolist()
+    codes, references = list(batch.codes), list(batch.references)
+    for index, row in enumerate(references):
+        if row and chosen[index]:
+            own, others = codes[index].cpu(), [one.codes.cpu() for one in row]
+            stream = generator(batch.seeds[index], NAMES)
+            renamed, target, _ = with_codes_renamed(others, own, num_codes, stream)
+            codes[index] = target.to(codes[index].device)
+            references[index] = [replace(one, codes=new.to(one.codes.device)) for one, new in zip(row, renamed)]
+    return replace(batch, codes=torch.stack(codes), references=references)
 
 
 def with_corrupted_codes(batch: DecoderBatch, prob: float, share: float, num_codes: int) -> DecoderBatch:

@@ -29,7 +29,7 @@ from arimage.checkpoints.components import Component
 from arimage.checkpoints.model_config import ModelConfig
 from arimage.data.records import EncodedRecord
 from arimage.errors import UsageError
-from arimage.training.codes import code_vectors, encode_views, preview_view, reference_view
+from arimage.training.codes import code_vectors, encode_views, preview_view, reference_view, with_codes_renamed
 from arimage.training.config import TrainConfig
 from arimage.training.copy_heads import initialize_copy_heads, initialize_induction_heads
 from arimage.training.examples import Example
@@ -169,7 +169,10 @@ class AutoregressiveObjective(Objective):
                 references, own = self._copied(references, sample["copied"])
                 sample["size"] = tuple(PIXELS_PER_TOKEN * side for side in own[0].shape)
             elif "renamed" in sample:
-                references, own, sample["new_codes"] = self._renamed(references, own[-1], sample["renamed"])
+                stream = generator(sample["renamed"], NAMES)
+                size = self.vocabulary.codebook_size
+                references, target, sample["new_codes"] = with_codes_renamed(references, own[-1], size, stream)
+                own = [target]
             elif not sample["preview"]:
                 own = own[-1:]
             elif self.settings.preview_shows == "blank":
@@ -182,24 +185,6 @@ class AutoregressiveObjective(Objective):
         names = torch.randperm(self.vocabulary.codebook_size, generator=generator(seed, NAMES))
         renamed = [names[codes] for codes in references]
         return renamed, renamed[-1:]
-
-    def _renamed(
-        self, references: list[Tensor], target: Tensor, seed: int
-    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """References and target in which a random share of the codes that they have in common are others, and those
-        new codes. What an edit keeps can then not be remembered, only looked up."""
-        stream = generator(seed, NAMES)
-        held = torch.cat([codes.flatten() for codes in references]).unique()
-        shared = target.unique()
-        shared = shared[torch.isin(shared, held)]
-        share = float(torch.rand(1, generator=stream))
-        chosen = shared[torch.rand(len(shared), generator=stream) < share]
-        unused = torch.randperm(self.vocabulary.codebook_size, generator=stream)
-        unused = unused[~torch.isin(unused, torch.cat([held, target.flatten()]))]
-        chosen = chosen[: len(unused)]
-        table = torch.arange(self.vocabulary.codebook_size)
-        table[chosen] = unused[: len(chosen)]
-        return [table[codes] for codes in references], [table[target]], table[chosen]
 
     def _blank(self, size: tuple[int, int]) -> Tensor:
         """The preview of a white picture of ``size`` (height, width)."""

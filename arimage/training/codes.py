@@ -37,6 +37,34 @@ def encode_views(tokenizer: SemanticTokenizer, views: Sequence[Tensor], device: 
         return tokenizer([view.to(device) for view in views])
 
 
+def with_codes_renamed(
+    references: Sequence[Tensor], target: Tensor, num_codes: int, stream: torch.Generator
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """An edit's codes under other names, so that what it keeps cannot be remembered, only looked up (random symbols, as
+    in symbol tuning, Wei et al. 2023, arXiv:2305.08298).
+
+    Args:
+        references: any number, each (h', w').
+        target: (h, w).
+        num_codes: of the codebook.
+
+    Returns:
+        References and target in which a random share of the codes that they have in common are others, which neither
+        had before, and those new codes.
+    """
+    held = torch.cat([codes.flatten() for codes in references]).unique()
+    shared = target.unique()
+    shared = shared[torch.isin(shared, held)]
+    share = float(torch.rand(1, generator=stream))
+    chosen = shared[torch.rand(len(shared), generator=stream) < share]
+    unused = torch.randperm(num_codes, generator=stream)
+    unused = unused[~torch.isin(unused, torch.cat([held, target.flatten()]))]
+    chosen = chosen[: len(unused)]
+    table = torch.arange(num_codes)
+    table[chosen] = unused[: len(chosen)]
+    return [table[codes] for codes in references], table[target], table[chosen]
+
+
 @torch.no_grad()
 def code_vectors(tokenizer: SemanticTokenizer, size: int, seed: int) -> Tensor:
     """A vector for each code, a random projection of the code's features: codes that look alike are alike.

@@ -278,6 +278,9 @@ class DecoderTraining(_Strict):
         copy_task_prob: share of the samples with references that become exercises in copying: the last reference is
             the target, no glyphs say what it shows, and in half of them no visual tokens either. Without them a decoder
             whose tokens say nearly everything learns late, if at all, to take from a reference what they leave out.
+        rename_prob: share of the samples with references in which codes that the target has in common with them are
+            replaced by random others, the same in all of them: how such a code looks can only be looked up, also where
+            a thing has moved.
         train_glyph_encoder: learn the glyph encoder too.
         codes_from_codebook: begin with embeddings of the visual tokens that are a projection of the codebook, so that
             codes that look alike start alike; for a decoder that is not trained yet.
@@ -299,6 +302,7 @@ class DecoderTraining(_Strict):
     crop_cells: int = Field(4, ge=1)
     full_image_prob: float = Field(0.0, ge=0, le=1)
     copy_task_prob: float = Field(0.0, ge=0, le=1)
+    rename_prob: float = Field(0.0, ge=0, le=1)
     train_glyph_encoder: bool = True
     codes_from_codebook: bool = False
     distillation: Distillation | None = None

@@ -14,7 +14,14 @@ from arimage.data.fonts import Font
 from arimage.data.scenes.draw import PADDING, letter_pixels, text_size
 from arimage.data.scenes.settings import SceneSettings
 from arimage.data.scenes.spec import Background, Holder, Lettering, Pattern, SceneSpec, Shade, Subject
-from arimage.data.split import HELD_OUT_STYLES, combination_held_out, concept_held_out, fraction, held_out, text_held_out
+from arimage.data.split import (
+    HELD_OUT_STYLES,
+    combination_held_out,
+    concept_held_out,
+    fraction,
+    held_out,
+    text_held_out,
+)
 from arimage.data.sprites import Concept
 from arimage.data.words import common_characters, draw_word
 from arimage.errors import DataError
@@ -178,9 +185,7 @@ class Composer:
         ]
         return {"en": tuple(english[: settings.english_words]), "zh": tuple(chinese[: settings.chinese_words])}
 
-    def text(
-        self, random: Random, language: Literal["en", "zh"] | None = None
-    ) -> tuple[str, Literal["en", "zh"]]:
+    def text(self, random: Random, language: Literal["en", "zh"] | None = None) -> tuple[str, Literal["en", "zh"]]:
         """A text of one line and its language."""
         if language is None:
             language = "zh" if self._words["zh"] and random.random() < self.settings.chinese_text else "en"
@@ -321,7 +326,8 @@ class Composer:
         if task == "typography":
             return replace(spec, lettering=self.lettering(random, spec, ("center", "top", "bottom"), (0.16, 0.3)))
         if task == "lines":
-            return replace(spec, lettering=self.lettering(random, spec, heights=(0.12, 0.16), lines=random.choice(LINES)))
+            count = random.choice(LINES)
+            return replace(spec, lettering=self.lettering(random, spec, heights=(0.12, 0.16), lines=count))
         place = random.choice(("top", "bottom"))
         if random.random() < 0.3:
             return replace(spec, lettering=self.lettering(random, spec))

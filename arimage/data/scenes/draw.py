@@ -158,7 +158,8 @@ def _write(image: Image.Image, lettering: Lettering, spec: SceneSpec, assets: As
     pen = ImageDraw.Draw(image)
     holder = None
     if lettering.holder != "none" and lettering.holder_color is not None:
-        margin = round(lettering.pitch * spec.short / 2) if lettering.pitch else round(PADDING * letter_pixels(lettering, spec))
+        pitch = lettering.pitch * spec.short
+        margin = round(pitch / 2 if pitch else PADDING * letter_pixels(lettering, spec))
         holder = (x - margin, y - margin, x + round(width) + margin, y + round(height) + margin)
         if lettering.holder == "banner":
             holder = (0, holder[1], spec.width, holder[3])

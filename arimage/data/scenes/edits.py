@@ -277,7 +277,7 @@ class Editor:
         )
 
     def _reworded(self, random: Random, old: Lettering, scene: SceneSpec, index: int) -> Lettering:
-        """The lettering with another line in place of one; several lines stay in their language and keep their width."""
+        """The lettering with another line in place of one; several keep their language and their common width."""
         lines = old.lines
         longest = max(map(len, lines))
 

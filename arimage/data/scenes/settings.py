@@ -43,7 +43,8 @@ class SceneSettings(BaseModel):
         flips: share of animals that are mirrored.
         scales: how often subjects are small, of middle size and large.
         threes: share of rows of subjects that hold three, not two.
-        crowded: share of the scenes that edits begin with that hold four subjects, one in each corner, or lines of text.
+        crowded: share of the scenes that edits begin with that hold four subjects, one in each corner, or several
+            lines of text.
         grounds: colours that text stands on; all when empty.
         plain_ink: text is black or white, whichever is read better on its ground.
         cells: subjects fill squares of 2, 4 or 6 cells of a grid of so many along the short side, and each character

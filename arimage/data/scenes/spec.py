@@ -66,7 +66,8 @@ class Lettering:
         language: ``en`` or ``zh`` (digits count as either).
         x, y: centre; ``place`` is the word for it.
         height: of a letter, relative to the short side.
-        pitch: from the middle of a character to that of the next, and from line to line, relative to the short side; 0 is the font's own.
+        pitch: from the middle of a character to that of the next and from line to line, relative to the short side; 0
+            is the font's own.
         holder: what it stands on; ``holder_color`` is that one's colour.
     """
 
