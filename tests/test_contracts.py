@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import arimage
+from arimage.autoregressive.generation import generate_grids
 from arimage.autoregressive.layout import preview_grid, target_grid
 from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.errors import ArimageError, UsageError
 from arimage.images.provenance import read_recipe
 from arimage.images.recipe import Recipe
+from arimage.inference import engine
 from arimage.inference.api import load
 from arimage.inference.reproduce import compare, reproduce
 from arimage.options import TIERS
@@ -177,6 +179,21 @@ def test_what_outpainting_keeps_does_not_change(pipeline):
     made = pipeline.edit(picture, "more", outpaint=(20, 0, 31, 17), steps=1, seed=1)[0]
     assert made.image.size == (61 + 51, 45 + 17)
     assert np.array_equal(np.asarray(made.image)[:45, 20:81], np.asarray(picture))
+
+
+def test_tokens_are_guided_away_from_no_text_and_no_references(pipeline, monkeypatch):
+    """Of guidance 0 nothing but the unconditional prompt is left: neither text nor references change a token."""
+    seen = []
+    monkeypatch.setattr(engine, "generate_grids", lambda *given: seen.append(generate_grids(*given)) or seen[-1])
+    for prompt, references in (("a fox", [photo(90, 70)]), ("a cup", [photo(64, 64, 1)]), ("", [])):
+        for guidance in (0.0, 2.0):
+            pipeline.generate(
+                prompt, references=references, seed=3, token_guidance=guidance, preview_grid=False, **FAST
+            )
+    unguided, guided = seen[::2], seen[1::2]
+    assert torch.equal(unguided[0][0][-1], unguided[2][0][-1])
+    assert torch.equal(unguided[1][0][-1], unguided[2][0][-1])
+    assert not torch.equal(guided[0][0][-1], guided[1][0][-1])
 
 
 def recipes(pipeline, folder):

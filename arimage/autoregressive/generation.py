@@ -34,7 +34,8 @@ class TokenRequest:
         prompt: from :func:`arimage.autoregressive.layout.build_prompt`.
         seed: of the picture's own random stream.
         fixed: codes of the target grid (h, w) that are given, ``UNCONSTRAINED`` (-1) where they are to be generated.
-        unconditional: the prompt without its text, for guidance; with the same grids.
+        unconditional: the prompt without its text and references, for guidance; with the same grids. (References alone
+            ask for copies of themselves: guided away from those, an edit would lose what it should keep.)
     """
 
     prompt: Prompt

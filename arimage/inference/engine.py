@@ -315,7 +315,7 @@ class Engine:
         unconditional = None
         if settings.tokens.guidance != 1:
             without_text = replace(request, prompt="")
-            unconditional = self.prompt(without_text, references, preview_grid=settings.preview_grid)
+            unconditional = self.prompt(without_text, preview_grid=settings.preview_grid and not references)
         prompt = self.prompt(request, references, preview_grid=settings.preview_grid)
         return TokenRequest(prompt, stream(request.seed, "tokens"), fixed, unconditional)
 
