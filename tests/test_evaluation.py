@@ -112,6 +112,15 @@ def test_the_true_scene_is_right_and_another_is_wrong(assets: Assets, judge: Jud
     assert wrong < right
 
 
+def test_every_line_of_a_text_counts(assets: Assets, judge: Judge) -> None:
+    for case in cases(config(assets, "lines", chinese_text=0.0, phrases=0.0, digits=0.0), assets, "one")[:4]:
+        lines = case.scene["lettering"]["text"].split("\n")
+        judge.__dict__["reader"] = lambda picture, lines=lines: lines
+        assert judge(case, case.record.image)["lines of text"] == (len(lines), len(lines))
+        judge.__dict__["reader"] = lambda picture, lines=lines: lines[1:]
+        assert judge(case, case.record.image)["lines of text"] == (len(lines) - 1, len(lines))
+
+
 @pytest.mark.parametrize("task", ["add", "remove", "move"])
 def test_a_picture_that_was_not_edited_or_lost_the_other_thing_is_wrong(
     assets: Assets, judge: Judge, task: str

@@ -75,8 +75,10 @@ class Judge:
         if task in ("subject", "subjects"):
             found = self._background(case, picture) | self._subjects(case, picture)
             return found if case.own_words is not None else found | self._no_text(picture)
-        if task in ("text", "typography", "lines"):
+        if task in ("text", "typography"):
             return self._text(case, picture)
+        if task == "lines":
+            return {"lines of text": next(iter(self._text(case, picture).values()))}
         if task == "background":
             return {"edit: background": self._repainted(case, picture)}
         if task == "replace":

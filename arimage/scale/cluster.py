@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from arimage.scale.stages import STAGES, Stage
 
+# Workers have the driver's number of threads, on which sums depend, and may share cores: those that wait must not spin.
+SHARED_CORES = {"OMP_WAIT_POLICY": "PASSIVE"}
+
 
 class Pool(BaseModel):
     """The workers of a stage.
@@ -46,6 +49,8 @@ class Pool(BaseModel):
     def options(self) -> dict[str, Any]:
         """As Ray takes them."""
         options: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "resources": self.resources}
+        if not self.num_gpus:
+            options["runtime_env"] = {"env_vars": SHARED_CORES}
         return options if self.memory is None else options | {"memory": int(self.memory * 1e9)}
 
 
