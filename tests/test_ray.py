@@ -131,6 +131,8 @@ def test_a_cluster_file_is_checked():
     pool = cluster.pool("diffusion")
     assert (pool.least, pool.most, pool.options()["memory"], cluster.gpus) == (1, 8, 30_000_000_000, 8)
     assert cluster.pool("tokens").most == 1
+    assert "runtime_env" not in pool.options()
+    assert cluster.pool("tokens").options()["runtime_env"]["env_vars"] == {"OMP_WAIT_POLICY": "PASSIVE"}
     for wrong, words in [
         ({"stages": {"difusion": {}}}, "difusion"),
         ({"stages": {"tokens": {"actors": [2, 1]}}}, "actors"),
