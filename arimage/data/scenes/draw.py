@@ -145,6 +145,8 @@ def text_size(lettering: Lettering, spec: SceneSpec, assets: Assets) -> tuple[in
 
 def _letters_box(lettering: Lettering, spec: SceneSpec, assets: Assets) -> tuple[float, float, float, float]:
     font = assets.fonts.load(lettering.font, letter_pixels(lettering, spec))
+    if len(lettering.lines) == 1:
+        return font.getbbox(lettering.text)
     return ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), lettering.text, font, align="center")
 
 
@@ -173,7 +175,8 @@ def _write(image: Image.Image, lettering: Lettering, spec: SceneSpec, assets: As
                 middle = start + (place + 0.5) * side, y + (number + 0.5) * side
                 pen.text(middle, character, font=font, fill=lettering.color.rgb, anchor="mm")
     else:
-        pen.multiline_text((x - left, y - top), lettering.text, lettering.color.rgb, font, align="center")
+        write = pen.text if len(lettering.lines) == 1 else pen.multiline_text
+        write((x - left, y - top), lettering.text, lettering.color.rgb, font, align="center")
     return _clipped((x, y, x + round(width), y + round(height)), spec), holder
 
 
