@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from arimage.data.scenes.draw import first_cell
 from arimage.data.scenes.spec import SceneSpec
 
 FLAT = 0.02
@@ -31,11 +30,11 @@ def letter_cells(spec: SceneSpec, rows: int, columns: int) -> Tensor:
     if text is None or not text.pitch:
         return places
     side, lines = text.pitch * min(rows, columns), text.lines
-    top, left = text.y * rows - side * len(lines) / 2, text.x * columns - side * max(map(len, lines)) / 2
+    top, left = text.y * rows - side * len(lines) / 2, text.x * columns - side * text.columns / 2
     place = 0
     for number, line in enumerate(lines):
         down = slice(round(top + number * side), round(top + (number + 1) * side))
-        for column in range(first_cell(line, text), first_cell(line, text) + len(line)):
+        for column in range(text.indent(line), text.indent(line) + len(line)):
             places[down, round(left + column * side) : round(left + (column + 1) * side)] = place
             place += 1
         place += 1

@@ -381,7 +381,7 @@ def _on_grid(subject: Subject, spec: SceneSpec, cells: int) -> Subject:
 def _in_cells(lettering: Lettering, spec: SceneSpec, cells: int) -> Lettering:
     """A cell for each character, a row of cells for each line, as near to the middle of the row as cells allow."""
     columns, rows = cells * spec.width / spec.short, cells * spec.height / spec.short
-    across, down = max(map(len, lettering.lines)), len(lettering.lines)
+    across, down = lettering.columns, len(lettering.lines)
     left = math.floor((columns - across) / 2)
     row = min(max(0, round(lettering.y * rows - down / 2 - 1e-6)), math.floor(rows) - down)
     height = (LATIN_CELL if lettering.language == "en" else CHINESE_CELL) / cells

@@ -137,17 +137,15 @@ def letter_pixels(lettering: Lettering, spec: SceneSpec) -> int:
 def text_size(lettering: Lettering, spec: SceneSpec, assets: Assets) -> tuple[int, int]:
     """Width and height of the letters in pixels."""
     if lettering.pitch:
-        side, lines = lettering.pitch * spec.short, lettering.lines
-        return round(max(map(len, lines)) * side), round(len(lines) * side)
+        side = lettering.pitch * spec.short
+        return round(lettering.columns * side), round(len(lettering.lines) * side)
     left, top, right, bottom = _letters_box(lettering, spec, assets)
     return round(right - left), round(bottom - top)
 
 
 def _letters_box(lettering: Lettering, spec: SceneSpec, assets: Assets) -> tuple[float, float, float, float]:
     font = assets.fonts.load(lettering.font, letter_pixels(lettering, spec))
-    if len(lettering.lines) == 1:
-        return font.getbbox(lettering.text)
-    return ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), lettering.text, font, align="center")
+    return ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), lettering.text, font, align="center")
 
 
 def _write(image: Image.Image, lettering: Lettering, spec: SceneSpec, assets: Assets) -> tuple[Box, Box | None]:
@@ -170,19 +168,13 @@ def _write(image: Image.Image, lettering: Lettering, spec: SceneSpec, assets: As
     if lettering.pitch:
         side = lettering.pitch * spec.short
         for number, line in enumerate(lettering.lines):
-            start = x + first_cell(line, lettering) * side
+            start = x + lettering.indent(line) * side
             for place, character in enumerate(line):
                 middle = start + (place + 0.5) * side, y + (number + 0.5) * side
                 pen.text(middle, character, font=font, fill=lettering.color.rgb, anchor="mm")
     else:
-        write = pen.text if len(lettering.lines) == 1 else pen.multiline_text
-        write((x - left, y - top), lettering.text, lettering.color.rgb, font, align="center")
+        pen.text((x - left, y - top), lettering.text, lettering.color.rgb, font, align="center")
     return _clipped((x, y, x + round(width), y + round(height)), spec), holder
-
-
-def first_cell(line: str, lettering: Lettering) -> int:
-    """How many cells of a text that stands in cells lie before a line of it: lines are centred."""
-    return (max(map(len, lettering.lines)) - len(line)) // 2
 
 
 def _hold(pen: ImageDraw.ImageDraw, lettering: Lettering, box: Box, margin: int) -> None:

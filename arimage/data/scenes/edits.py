@@ -279,7 +279,6 @@ class Editor:
     def _reworded(self, random: Random, old: Lettering, scene: SceneSpec, index: int) -> Lettering:
         """The lettering with another line in place of one; several keep their language and their common width."""
         lines = old.lines
-        longest = max(map(len, lines))
 
         def make(random: Random) -> Lettering:
             line, language = self.composer.text(random, old.language if len(lines) > 1 else None)
@@ -294,7 +293,7 @@ class Editor:
                 len(set(new.lines)) == len(lines)
                 and new.text != old.text
                 and names <= {font.name for font in self.composer.faces(new.text)}
-                and (len(lines) == 1 or max(map(len, new.lines)) == longest)
+                and (len(lines) == 1 or new.columns == old.columns)
             ),
         )
 

@@ -87,6 +87,15 @@ class Lettering:
     def lines(self) -> list[str]:
         return self.text.split("\n")
 
+    @property
+    def columns(self) -> int:
+        """Characters of the longest line."""
+        return max(map(len, self.lines))
+
+    def indent(self, line: str) -> int:
+        """How many cells of a text that stands in cells lie before one of its lines: lines are centred."""
+        return (self.columns - len(line)) // 2
+
 
 @dataclass(frozen=True)
 class SceneSpec:
