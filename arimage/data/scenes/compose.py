@@ -207,7 +207,8 @@ class Composer:
     def _random_letters(self, random: Random, language: str) -> str:
         if language == "zh":
             return "".join(random.choices(self._characters, k=random.randint(1, self.settings.chinese_characters)))
-        return "".join(random.choices(ascii_uppercase, k=random.randint(2, self.settings.english_letters)))
+        most = self.settings.english_letters
+        return "".join(random.choices(ascii_uppercase, k=random.randint(min(2, most), most)))
 
     @cached_property
     def _characters(self) -> str:
