@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from arimage.data.assets import Assets
 from arimage.data.scenes import Scenes
+from arimage.data.scenes.draw import draw
+from arimage.data.scenes.spec import scene_spec
 from arimage.errors import DataError, UsageError
 from arimage.evaluation.cases import Case, cases
 from arimage.evaluation.codes import counted_cells
@@ -38,9 +41,11 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
     return tiny_assets(tmp_path_factory.mktemp("assets"))
 
 
-def config(assets: Assets, *tasks: str, colors: tuple[str, ...] = (), **group: Any) -> EvaluateConfig:
+def config(
+    assets: Assets, *tasks: str, colors: tuple[str, ...] = (), styles_named: float = 0.6, **group: Any
+) -> EvaluateConfig:
     scenes = {"tasks": dict.fromkeys(tasks, 1.0), "sizes": ((128, 128),), "patterns": 0.0, "jitter": 0,
-              "scales": (0, 1, 0), "threes": 0.0, "colors": colors}  # fmt: skip
+              "scales": (0, 1, 0), "threes": 0.0, "colors": colors, "styles_named": styles_named}  # fmt: skip
     return EvaluateConfig.model_validate({"assets": "x", "groups": {"one": {"scenes": scenes, **group}}, "cases": 4})
 
 
@@ -110,6 +115,27 @@ def test_the_true_scene_is_right_and_another_is_wrong(assets: Assets, judge: Jud
         wrong += judge(case, blank)[ability][0]
     assert right >= 0.5 * len(wanted)
     assert wrong < right
+
+
+def test_a_style_that_nobody_asked_for_is_not_judged(assets: Assets, judge: Judge) -> None:
+    """The right thing in the other style is right where the prompt names no style, wrong where it names one."""
+    told, untold = (
+        cases(config(assets, "subject", colors=FEW, styles_named=share), assets, "one") for share in (1.0, 0.0)
+    )
+    right = {}
+    for name, wanted in (("told", told), ("untold", untold)):
+        found = []
+        for case in wanted:
+            other = next(style for style in judge.styles if style != case.scene["subjects"][0]["style"])
+            spec = scene_spec(case.scene)
+            spec = replace(spec, subjects=tuple(replace(subject, style=other) for subject in spec.subjects))
+            found.append(judge(case, draw(spec, assets).image))
+            assert judge(case, case.record.image)["subject, in its style"] == (1, 1)
+        right[name] = sum(one["subject"][0] for one in found) / len(found)
+        right[name, "style too"] = sum(one["subject, in its style"][0] for one in found) / len(found)
+    assert right["untold"] == 1
+    assert right["told"] == right["told", "style too"]
+    assert right["untold", "style too"] < 1
 
 
 def test_every_line_of_a_text_counts(assets: Assets, judge: Judge) -> None:

@@ -4,11 +4,12 @@ A judgement is a share: (points, of how many), so that words and characters can 
 judgement of the true scene is the ceiling that stands beside it.
 """
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from arimage.data.assets import Assets
 from arimage.data.colors import BY_NAME
 from arimage.data.scenes.draw import draw
 from arimage.data.scenes.spec import Background, Box, SceneSpec, Shade, Subject
+from arimage.data.scenes.vocabulary import names_style
 from arimage.evaluation.cases import Case
 from arimage.evaluation.features import PictureFeatures
 from arimage.evaluation.measures import Foreground, foreground, named_color_found, region_psnr, square_crop
@@ -60,82 +62,91 @@ class Judge:
 
     def ability(self, name: str, case: Case, picture: Image.Image) -> Share | None:
         """One judgement alone, None where the case does not ask for it; what is not needed for it is not measured."""
-        if case.record.task not in ("subject", "subjects"):
-            return self._shares(case, picture).get(name)
-        if name == "background colour":
-            found = self._background(case, picture)
-        elif name == "false text":
-            found = self._no_text(picture)
-        else:
-            found = self._subjects(case, picture)
-        return found.get(name)
+        judge = self._judgements(case, picture).get(name)
+        return None if judge is None else judge()
 
     def _shares(self, case: Case, picture: Image.Image) -> dict[str, Share]:
+        """All judgements of a case; text that a prompt in own words did not ask for is no fault of theirs."""
+        return {
+            name: judge()
+            for name, judge in self._judgements(case, picture).items()
+            if case.own_words is None or name != "false text"
+        }
+
+    def _judgements(self, case: Case, picture: Image.Image) -> dict[str, Callable[[], Share]]:
+        """What a case is judged by, each computed when it is called."""
         task = case.record.task
+        seen, lines = cache(lambda: foreground(picture)), cache(lambda: self.reader(picture))
+
+        def no_text() -> Share:
+            return float(any(len(line.strip()) > 1 for line in lines())), 1
+
+        def edited() -> Share:
+            return self._edited(case, picture)
+
         if task in ("subject", "subjects"):
-            found = self._background(case, picture) | self._subjects(case, picture)
-            return found if case.own_words is not None else found | self._no_text(picture)
-        if task in ("text", "typography"):
-            return self._text(case, picture)
-        if task == "lines":
-            return {"lines of text": next(iter(self._text(case, picture).values()))}
+            ground = {"background colour": lambda: self._background(case, picture)}
+            if len(case.scene["subjects"]) > 1:
+                two = {"placement, two": lambda: (float(self._two(case, picture)), 1)}
+                return {**ground, **two, "false text": no_text}
+            one: dict[str, Callable[[], Share]] = {
+                "subject": lambda: self._seen(case, picture, seen()),
+                "subject, in its style": lambda: self._seen(case, picture, seen(), its_style=True),
+                "placement, one": lambda: (float(_near(seen(), case)), 1),
+            }
+            return {**ground, **one, "false text": no_text}
+        if task in ("text", "typography", "lines"):
+            wanted = case.scene["lettering"]["text"]
+            found = characters_found if self._language(case) == "zh" else words_found
+            if task == "lines":
+                return {"lines of text": lambda: found(wanted, lines())}
+            if self._language(case) == "zh":
+                return {"Chinese text": lambda: found(wanted, lines())}
+            return {
+                "English text": lambda: found(wanted, lines()),
+                "English text, NED": lambda: (word_similarity(wanted, lines()), 1),
+            }
         if task == "background":
-            return {"edit: background": self._repainted(case, picture)}
+            return {"edit: background": lambda: self._repainted(case, picture)}
         if task == "replace":
-            return {"edit: replace subject": self._edited(case, picture)}
+            return {
+                "edit: replace subject": edited,
+                "edit: replace subject, in its style": lambda: self._boxed(case, picture, its_style=True),
+            }
         if task == "add":
-            return {"edit: add subject": _all(self._edited(case, picture), self._kept(case, picture))}
+            return {"edit: add subject": lambda: _all(edited(), self._kept(case, picture))}
         if task == "remove":
-            return {"edit: remove subject": _all(self._edited(case, picture), self._repainted(case, picture))}
+            return {"edit: remove subject": lambda: _all(edited(), self._repainted(case, picture))}
         if task == "move":
-            return {"edit: move subject": self._moved(case, picture)}
+            return {"edit: move subject": lambda: self._moved(case, picture)}
         if task in ("add text", "change text"):
-            return {f"edit: text ({self._language(case)})": self._edited(case, picture)}
+            return {f"edit: text ({self._language(case)})": edited}
         if task == "style":
-            return {"edit: style": self._style(case, picture)}
+            return {"edit: style": lambda: self._style(case, picture)}
         if task == "identity":
-            return {"identity": self._seen(case, picture, foreground(picture))}
+            return {"identity": lambda: self._seen(case, picture, seen())}
         return {}
 
     # Abilities
 
-    def _background(self, case: Case, picture: Image.Image) -> dict[str, Share]:
+    def _background(self, case: Case, picture: Image.Image) -> Share:
         name = case.scene["background"]["first"]["name"]
-        return {"background colour": (float(named_color_found(picture, BY_NAME[name].rgb)), 1)}
-
-    def _subjects(self, case: Case, picture: Image.Image) -> dict[str, Share]:
-        subjects = case.scene["subjects"]
-        if len(subjects) == 1:
-            seen = foreground(picture)
-            return {"subject": self._seen(case, picture, seen), "placement, one": (float(_near(seen, case)), 1)}
-        return {"placement, two": (float(self._two(case, picture)), 1)}
-
-    def _no_text(self, picture: Image.Image) -> dict[str, Share]:
-        return {"false text": (float(any(len(line.strip()) > 1 for line in self.reader(picture))), 1)}
-
-    def _text(self, case: Case, picture: Image.Image) -> dict[str, Share]:
-        text, lines = case.scene["lettering"]["text"], self.reader(picture)
-        if self._language(case) == "zh":
-            return {"Chinese text": characters_found(text, lines)}
-        return {"English text": words_found(text, lines), "English text, NED": (word_similarity(text, lines), 1)}
+        return float(named_color_found(picture, BY_NAME[name].rgb)), 1
 
     def _language(self, case: Case) -> str:
         return case.scene["lettering"]["language"]
 
-    def _seen(self, case: Case, picture: Image.Image, seen: Foreground | None) -> Share:
-        """Whether what stands out is nearer to the wanted sprite than to any other of its style."""
-        subject = case.scene["subjects"][0]
-        if seen is None:
-            return 0.0, 1
-        return float(self._nearest(case, picture, seen.box, subject) == subject["concept"]), 1
+    def _seen(self, case: Case, picture: Image.Image, seen: Foreground | None, its_style: bool = False) -> Share:
+        """Whether what stands out is nearer to the wanted concept than to any other."""
+        return float(seen is not None and self._is(case, picture, seen.box, case.scene["subjects"][0], its_style)), 1
 
-    def _boxed(self, case: Case, picture: Image.Image) -> Share:
+    def _boxed(self, case: Case, picture: Image.Image, its_style: bool = False) -> Share:
         """The same of the one subject that the edit brought, in its own box, where something must stand out."""
         before = case.record.truth["sources"][-1]["spec"]["subjects"]
         for subject, box in zip(case.scene["subjects"], case.record.truth["subjects"]):
             if subject not in before:
                 empty = foreground(picture, box) is None and foreground(case.record.image, box) is not None
-                return float(not empty and self._nearest(case, picture, box, subject) == subject["concept"]), 1
+                return float(not empty and self._is(case, picture, box, subject, its_style)), 1
         return 0.0, 1
 
     def _edited(self, case: Case, picture: Image.Image) -> Share:
@@ -143,18 +154,19 @@ class Judge:
         if case.record.task == "remove":
             return self._emptied(case, picture)
         if case.record.task in ("add text", "change text"):
-            return next(iter(self._text(case, picture).values()))
+            found = characters_found if self._language(case) == "zh" else words_found
+            return found(case.scene["lettering"]["text"], self.reader(picture))
         return self._boxed(case, picture)
 
     def _moved(self, case: Case, picture: Image.Image) -> Share:
         """Whether the one subject stands at its new place, nothing is left at the old one, and the ground is right."""
-        seen, ground = foreground(picture), self._background(case, picture)["background colour"]
+        seen, ground = foreground(picture), self._background(case, picture)
         there = float(_near(seen, case)), 1
         return _all(self._seen(case, picture, seen), there, self._emptied(case, picture), ground)
 
     def _repainted(self, case: Case, picture: Image.Image) -> Share:
         """Whether the background is right and what stood on it before stands there still."""
-        return _all(self._background(case, picture)["background colour"], self._kept(case, picture))
+        return _all(self._background(case, picture), self._kept(case, picture))
 
     def _kept(self, case: Case, picture: Image.Image) -> Share:
         """Whether the subjects of both scenes are as they were: 24 dB where the scenes agree inside their boxes."""
@@ -217,9 +229,16 @@ class Judge:
             return (0, 0, width // 2, height), (width // 2, 0, width, height)
         return (0, 0, width, height // 2), (0, height // 2, width, height)
 
-    def _nearest(self, case: Case, picture: Image.Image, box: Box, subject: Mapping[str, Any]) -> str:
+    def _is(
+        self, case: Case, picture: Image.Image, box: Box, subject: Mapping[str, Any], its_style: bool = False
+    ) -> bool:
+        """Whether what is shown there is nearer to a sprite of the wanted concept than to any other sprite: of the
+        scene's style where that is asked for, by the prompt, a reference or ``its_style``, else of any style."""
+        asked_for = its_style or case.record.task == "identity" or names_style(case.prompts, self.styles)
+        styles = (subject["style"],) if asked_for else self.styles
+        gallery = torch.stack([self._gallery(style, case) for style in styles])
         feature = self.features([square_crop(picture, box)])[0]
-        return self.concepts[int((self._gallery(subject["style"], case) @ feature).argmax())]
+        return self.concepts[int((gallery @ feature).amax(dim=0).argmax())] == subject["concept"]
 
     def _gallery(self, style: str, case: Case) -> Tensor:
         """Features of every concept's sprite in a style, on the case's background colour."""

@@ -1,6 +1,6 @@
 """The words of captions in both languages: things, colours, places, styles, counts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from random import Random
 from typing import Any
@@ -66,6 +66,17 @@ def colour(random: Random, shade: Shade, language: str) -> str:
 def style(random: Random, name: str, language: str) -> str:
     words = STYLES.get(name, {"en": (name,), "zh": (name,)})
     return random.choice(words[language])
+
+
+def names_style(text: str, styles: Iterable[str]) -> bool:
+    """Whether a text says one of these styles' names, as captions do."""
+    said = text.lower()
+    return any(
+        name.lower() in said
+        for style in styles
+        for names in STYLES.get(style, {"en": (style,)}).values()
+        for name in names
+    )
 
 
 def place(random: Random, word: str, language: str) -> str:

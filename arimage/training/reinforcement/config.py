@@ -64,6 +64,8 @@ class RewardsConfig(_Strict):
         updates: optimiser steps that learn from a rollout; ``steps`` and ``save_every`` are multiples of it.
         parts: a micro-batch learns from one of so many parts of its groups' pictures, where they do not fit into memory
             together; ``accumulation`` is a multiple of it.
+        scale_rewards: advantages are divided by the deviation of their group's rewards. Without, groups count by how
+            much their pictures differ: where rewards are shares of small differences, that is less noise.
         rewards: by name; their weighted sum is what is learnt from.
         workers: processes that compute rewards, beside every training process; 0 computes them within it.
         timeout: seconds that a reward may take for a group before the run stops; with workers only.
@@ -77,6 +79,7 @@ class RewardsConfig(_Strict):
     group: int = Field(8, ge=2)
     updates: int = Field(2, ge=1)
     parts: int = Field(1, ge=1)
+    scale_rewards: bool = True
     rewards: dict[str, RewardConfig] = Field(min_length=1)
     workers: int = Field(1, ge=0)
     timeout: float = Field(300.0, gt=0)

@@ -215,7 +215,7 @@ class FlowPolicyObjective(RewardedObjective, DecoderObjective):
         glyphs, mask = self._glyphs(batch.glyph_texts)
         negative, shown = self._glyphs([self._negative()])
         noisy_steps: list[NoisyStep] = []
-        numbers = []
+        groups = []
         for place, one in enumerate(prompts):
             references = tuple(Reference(other.latents, other.codes) for other in batch.references[place])
             told = batch.codes[place], glyphs[place][mask[place]], negative[0][shown[0]], references
@@ -237,9 +237,9 @@ class FlowPolicyObjective(RewardedObjective, DecoderObjective):
                     noisy_steps.append(NoisyStep(window.first + step, before, after, place, picture))
             autoencoder = self.helpers["autoencoder"]
             pictures = [as_picture(autoencoder.decode(latent[None])[0]) for latent in latents]
-            numbers.append(self.rewarder.ask(names, [batch.codes[place].cpu()] * group, pictures, one.truth))
-        rewards, figures = self.rewarder.collect(names, numbers, group)
-        values, kept = advantages(rewards, group)
+            groups.append(self.rewarder.ask(names, [batch.codes[place].cpu()] * group, pictures, one.truth))
+        rewards, figures = self.rewarder.collect(names, groups)
+        values, kept = advantages(rewards, group, self.rewarded.scale_rewards)
         figures |= {"groups": kept.double().mean(), "rollout_seconds": torch.tensor(time.perf_counter() - since)}
         return FlowRollout(noisy_steps, batch, schedule, values, kept, figures)
 

@@ -13,7 +13,7 @@ class Advantages(NamedTuple):
     """Of N pictures in groups: how much better each is than its group, and whether the group tells anything.
 
     Attributes:
-        values: (N,) reward minus the group's mean over its deviation; 0 in groups without spread.
+        values: (N,) reward minus the mean of its group, over its deviation if asked for; 0 in groups without spread.
         kept: (N,) bool, False in those groups.
     """
 
@@ -21,17 +21,20 @@ class Advantages(NamedTuple):
     kept: Tensor
 
 
-def advantages(rewards: Tensor, group: int) -> Advantages:
+def advantages(rewards: Tensor, group: int, scale: bool = True) -> Advantages:
     """Group-relative advantages (GRPO; Shao et al. 2024, arXiv:2402.03300).
 
     Args:
         rewards: (N,), the pictures of a group beside each other.
         group: pictures of a group; divides N.
+        scale: divide by the group's deviation; without, groups whose pictures hardly differ hardly count (Liu et al.
+            2025, arXiv:2503.20783).
     """
     rows = rewards.double().view(-1, group)
     deviation = rows.std(dim=1, keepdim=True, correction=0)
     kept = deviation > LEAST_SPREAD
-    values = torch.where(kept, (rows - rows.mean(dim=1, keepdim=True)) / deviation.clamp(min=LEAST_SPREAD), 0.0)
+    better = rows - rows.mean(dim=1, keepdim=True)
+    values = torch.where(kept, better / deviation.clamp(min=LEAST_SPREAD) if scale else better, 0.0)
     return Advantages(values.float().flatten(), kept.expand_as(rows).flatten())
 
 

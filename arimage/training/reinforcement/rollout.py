@@ -47,6 +47,19 @@ class Asked:
         return (self.seed ^ ANOTHER * number) % SEEDS
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A group of pictures that is being judged.
+
+    Attributes:
+        tasks: of each reward, its number in the pool.
+        places: of each picture of the group, which of the pictures of the tasks it is.
+    """
+
+    tasks: Sequence[int]
+    places: Sequence[int]
+
+
 def asked(examples: Sequence[Example], limits: Any) -> list[Asked]:
     """The prompts of a batch.
 
@@ -96,15 +109,26 @@ class Rewarder:
         with torch.autocast(self.device.type, enabled=False):
             return self.engine.run(requests, settings or self.settings)
 
-    def ask(self, names: Sequence[str], codes: Sequence[Tensor], pictures: Sequence[Any], truth: Truth) -> list[int]:
-        """Have pictures of one prompt judged; their numbers for :meth:`collect`."""
-        rewards = self.config.rewards
-        return [self.pool.ask(name, codes if rewards[name].sees == "codes" else pictures, truth) for name in names]
+    def ask(
+        self,
+        names: Sequence[str],
+        codes: Sequence[Tensor],
+        pictures: Sequence[Any],
+        truth: Truth,
+        places: Sequence[int] | None = None,
+    ) -> Judged:
+        """Have pictures of one prompt judged, for :meth:`collect`.
 
-    def collect(
-        self, names: Sequence[str], numbers: Sequence[Sequence[int]], pictures: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The rewards of groups of so many ``pictures``.
+        Args:
+            codes, pictures: different ones.
+            places: of each picture of the group, which of them it is; by default it is those.
+        """
+        rewards = self.config.rewards
+        tasks = [self.pool.ask(name, codes if rewards[name].sees == "codes" else pictures, truth) for name in names]
+        return Judged(tasks, list(range(len(codes)) if places is None else places))
+
+    def collect(self, names: Sequence[str], groups: Sequence[Judged]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The rewards of groups of equally many pictures.
 
         Returns:
             (N,) weighted sums; the mean of each reward over the pictures that it says something about, and for how many
@@ -113,12 +137,12 @@ class Rewarder:
         since = time.perf_counter()
         scores = self.pool.collect()
         waited = torch.tensor(time.perf_counter() - since)
-        total = torch.zeros(len(numbers), pictures, dtype=torch.float64)
+        total = torch.zeros(len(groups), len(groups[0].places), dtype=torch.float64)
         figures: dict[str, Tensor] = {}
-        for place, name in enumerate(names):
+        for number, name in enumerate(names):
             given: list[float] = []
-            for row, group in enumerate(numbers):
-                values = scores[group[place]]
+            for row, group in enumerate(groups):
+                values = [scores[group.tasks[number]][place] for place in group.places]
                 given += [value for value in values if value is not None]
                 total[row] += self.config.rewards[name].weight * torch.tensor(
                     [0.0 if value is None else value for value in values], dtype=torch.float64
@@ -132,7 +156,7 @@ class Rewarder:
     def judged(self, prompts: Sequence[Asked], codes: Sequence[Tensor] | None = None) -> Losses:
         """All rewards of fresh pictures of held-out prompts, ``loss`` being the negative of the rewarded ones' sum."""
         count, names = self.config.evaluation_pictures, tuple(self.config.rewards)
-        numbers, made, true = [], [], []
+        groups, made, true = [], [], []
         for place, one in enumerate(prompts):
             requests = [
                 _with(one.request, one.picture_seed(number), None if codes is None else codes[place])
@@ -140,13 +164,13 @@ class Rewarder:
             ]
             images = self.make(requests)
             pictures = [image.image for image in images]
-            numbers.append(self.ask(names, [image.codes for image in images], pictures, one.truth))
+            groups.append(self.ask(names, [image.codes for image in images], pictures, one.truth))
             made += pictures
             if one.truth.record.task != PROMPT_ONLY:
                 true.append(one.truth.record.image)
         features = self._features_of(made), self._features_of(true)
         self._shown.append(features)
-        rewards, figures = self.collect(names, numbers, count)
+        rewards, figures = self.collect(names, groups)
         alike = features[0].view(len(prompts), count, -1)
         if count > 1:
             cosines = (alike @ alike.transpose(1, 2)).sum(dim=(1, 2)) - count

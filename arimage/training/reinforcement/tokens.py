@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from arimage.autoregressive.generation import TokenRequest, generate_grids
@@ -70,6 +71,18 @@ def code_log_probs(model: AutoregressiveModel, row: Packed, codes: int) -> tuple
     return -F.cross_entropy(scores, row.labels[drawn], reduction="none"), row.owner[drawn]
 
 
+def distinct(grids: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+    """Grids that differ, in order of appearance, and of each given grid which of them it is."""
+    different: list[Tensor] = []
+    places = []
+    for grid in grids:
+        place = next((place for place, one in enumerate(different) if torch.equal(one, grid)), len(different))
+        if place == len(different):
+            different.append(grid)
+        places.append(place)
+    return different, places
+
+
 class TokenPolicyObjective(RewardedObjective, AutoregressiveObjective):
     """The clipped objective of GRPO, with the divergence from the starting model."""
 
@@ -125,17 +138,18 @@ class TokenPolicyObjective(RewardedObjective, AutoregressiveObjective):
         return self.kept(place, lambda: self.make(prompts))
 
     def make(self, prompts: Sequence[Asked]) -> TokenRollout:
-        """Draw, render and judge a group of pictures for each prompt."""
+        """Draw, render and judge a group of pictures for each prompt; those with the same codes once."""
         group, names = self.rewarded.group, self.rewarder.learnt
         since = time.perf_counter()
         sequences: list[TrainingSequence] = []
-        numbers = []
+        groups = []
         for one in prompts:
             prompt = self._prompt(one)
             drawn = [TokenRequest(prompt, stream(one.picture_seed(number), "tokens")) for number in range(group)]
             grids = generate_grids(self.model, drawn, EXPLORING, self.vocabulary.codebook_size)
             sequences += [training_sequence(prompt, own, self.vocabulary) for own in grids]
-            codes, pictures = [own[-1] for own in grids], []
+            codes, places = distinct([own[-1] for own in grids])
+            pictures: list[Image.Image] = []
             if self.rewarder.sees_pictures(names):
                 asked_for = one.request
                 requests = [
@@ -143,9 +157,9 @@ class TokenPolicyObjective(RewardedObjective, AutoregressiveObjective):
                     for own in codes
                 ]
                 pictures = [made.image for made in self.rewarder.make(requests)]
-            numbers.append(self.rewarder.ask(names, codes, pictures, one.truth))
-        rewards, figures = self.rewarder.collect(names, numbers, group)
-        values, kept = advantages(rewards, group)
+            groups.append(self.rewarder.ask(names, codes, pictures, one.truth, places))
+        rewards, figures = self.rewarder.collect(names, groups)
+        values, kept = advantages(rewards, group, self.rewarded.scale_rewards)
         figures |= {"groups": kept.double().mean(), "rollout_seconds": torch.tensor(time.perf_counter() - since)}
         return TokenRollout(sequences, values, kept, figures)
 
