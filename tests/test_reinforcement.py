@@ -33,6 +33,7 @@ from arimage.training.reinforcement.config import RewardConfig
 from arimage.training.reinforcement.policy import advantages, clipped_loss, gaussian_kl, k3, preference_loss
 from arimage.training.reinforcement.pool import RewardFailed, RewardPool
 from arimage.training.reinforcement.rewards import Instruments, Truth, make_reward, text_score
+from arimage.training.reinforcement.tokens import distinct
 from arimage.training.sources import read_prompts
 from decoder.sampler import ScheduleConfig, flow_schedule, sample_flow
 from decoder.stochastic import StochasticWindow, gaussian_log_prob, transition
@@ -109,6 +110,16 @@ def test_advantages_by_hand_and_groups_without_spread_are_dropped() -> None:
     deviation = math.sqrt(1.25)
     assert found.values.tolist() == pytest.approx([*(x / deviation for x in (-1.5, -0.5, 0.5, 1.5)), 0, 0, 0, 0])
     assert found.kept.tolist() == [True] * 4 + [False] * 4
+    unscaled = advantages(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 5.0, 5.0, 5.0]), 4, scale=False)
+    assert unscaled.values.tolist() == [-1.5, -0.5, 0.5, 1.5, 0, 0, 0, 0]
+    assert torch.equal(unscaled.kept, found.kept)
+
+
+def test_pictures_with_the_same_codes_are_made_once() -> None:
+    first, second = torch.tensor([[1, 2]]), torch.tensor([[1, 3]])
+    different, places = distinct([first, second, first.clone(), second, first])
+    assert [grid.tolist() for grid in different] == [[[1, 2]], [[1, 3]]]
+    assert places == [0, 1, 0, 1, 0]
 
 
 def test_the_loss_is_clipped_where_the_ratio_has_gone_far_enough() -> None:
@@ -384,6 +395,18 @@ def test_chinese_texts_are_scored_by_character_and_no_text_is_no_score() -> None
     assert truth.language == "zh"
     assert text_score(lambda picture: ["好天"], PICTURES[0], truth) == pytest.approx((1 / 2 + 1 / 2) / 2)
     assert text_score(lambda picture: ["a"], PICTURES[0], Truth("a fox", TRUTH.record)) is None
+
+
+def test_an_edit_of_a_text_is_not_rewarded_for_the_old_one(assets: Path) -> None:
+    settings = SceneSettings(tasks={"change text": 1.0}, sizes=((64, 64),), patterns=0.0)
+    record = Scenes(Assets.open(assets), settings)[0]
+    new = record.truth["spec"]["lettering"]["text"]
+    old = record.truth["sources"][-1]["spec"]["lettering"]["text"]
+    truth = Truth(f'Change "{old}" to "{new}"', record)
+    assert old != new
+    assert truth.texts == [old, new]
+    assert text_score(lambda picture: [new], record.image, truth) == 1
+    assert text_score(lambda picture: [old], record.image, truth) < 1  # type: ignore[operator]
 
 
 def test_a_picture_is_like_itself_and_the_colour_of_a_scene_is_judged(assets: Path) -> None:

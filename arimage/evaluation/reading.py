@@ -58,7 +58,7 @@ def words_found(truth: str, lines: Sequence[str]) -> tuple[int, int]:
 
 
 def word_similarity(truth: str, lines: Sequence[str]) -> float:
-    """CVTG-2K's NED: 1 - edit distance / longer length, against the closest word read, averaged over words."""
+    """1 - edit distance / longer length, against the closest word read, averaged over words."""
     read = [word for line in lines for word in line.lower().split()]
     wanted = truth.lower().split()
     best = [max((1 - edit_distance(w, r) / max(len(w), len(r)) for r in read), default=0.0) for w in wanted]

@@ -4,7 +4,8 @@ cvtg-2k        CVTG/2.json ... CVTG-Style/5.json ({"data_list": [{"index", "prom
 longtext       text_prompts.jsonl or text_prompts_zh.jsonl ({"prompt_id", "prompt", "text"})
 geneval        evaluation_metadata.jsonl ({"tag", "prompt", ...})
 dpg-bench      a folder of .txt files, each a prompt
-gedit          parquet files or a .jsonl ({"key", "task_type", "instruction", "instruction_language", "input_image"})
+gedit          parquet files or a .jsonl ({"key", "task_type", "instruction", "instruction_language", "input_image",
+               "input_image_raw"}; the last may be missing)
 imgedit        basic_edit.json ({key: {"id", "prompt", "edit_type"}}), and the folder of the pictures that ids name
 """
 
@@ -130,12 +131,14 @@ def _gedit(place: Path, repeats: int, images: Path | None) -> Iterator[Benchmark
     for where, row in _rows(place):
         key, task = (_field(row, name, str, where) for name in ("key", "task_type"))
         prompt, language = (_field(row, name, str, where) for name in ("instruction", "instruction_language"))
-        picture = row.get("input_image_raw") or row.get("input_image")
-        if picture is None:
+        shown = row.get("input_image") or row.get("input_image_raw")
+        if shown is None:
             raise DataError(f"{where}: there is no 'input_image'")
-        source = _source(picture, images or place.parent, where)
+        # the raw picture is edited, and compared with the other one, to whose size the scorer brings it
+        edited = row.get("input_image_raw") or shown
+        source, compared = (_source(picture, images or place.parent, where) for picture in (edited, shown))
         folder = f"fullset/{task}/{language}"
-        beside = {f"{folder}/{key}_SRCIMG.png": lambda source=source: _png(source())}
+        beside = {f"{folder}/{key}_SRCIMG.png": lambda compared=compared: _png(compared())}
         code = "zh" if language in ("cn", "zh") else "en"
         files = _repeated(f"{folder}/{key}", repeats)
         yield BenchmarkCase(f"{task}/{language}/{key}", prompt, files, False, code, task, (), source, beside)

@@ -23,7 +23,8 @@ from arimage.inference.pipeline import ImagePipeline
 from arimage.inference.requests import ImageRequest
 from tokenizer.image_size import reference_size
 
-ABOUT, SCORES, RESULTS, TABLE, SHEET = "benchmark.json", "scores.jsonl", "results.json", "results.md", "sheet.png"
+ABOUT, SCORES, RESULTS, TABLE = "benchmark.json", "scores.jsonl", "results.json", "results.md"
+SHEET = "sheet.jpg"  # LongText-Bench's scorer takes every .png beside it for a picture of a prompt
 AT_ONCE = 8
 THUMB = 160
 Read = Callable[[Image.Image], list[str]]
@@ -91,7 +92,7 @@ def make_pictures(
         for (_, case, place), count in zip(batch, counts):
             own, made = made[:count], made[count:]
             picture = contact_sheet(own, 2, gap=0, margin=0) if case.sheet else own[0]
-            write_whole(output / case.files[place], _png(picture))
+            write_whole(output / case.files[place], _encoded(picture, "PNG"))
         done += len(batch)
         say(f"{done} of {len(missing)} pictures")
     return done
@@ -193,7 +194,7 @@ def score_rows(scored: Sequence[tuple[BenchmarkCase, dict[str, Share]]]) -> list
 def write_report(
     name: str, cases: Sequence[BenchmarkCase], output: Path, rows: Sequence[ScoreRow], about: Mapping[str, Any]
 ) -> str:
-    """Write ``results.json``, ``results.md`` and ``sheet.png``; the table."""
+    """Write ``results.json``, ``results.md`` and ``sheet.jpg``; the table."""
     benchmark = BENCHMARKS[name]
     files = [file for case in cases for file in case.files]
     there = [file for file in files if (output / file).exists()]
@@ -214,7 +215,8 @@ def write_report(
     write_whole(output / TABLE, (table + "\n").encode())
     if there:
         shown = there[:: max(1, len(there) // 48)][:48]
-        write_whole(output / SHEET, _png(contact_sheet([_thumb(output / file) for file in shown], 8, gap=4, margin=4)))
+        sheet = contact_sheet([_thumb(output / file) for file in shown], 8, gap=4, margin=4)
+        write_whole(output / SHEET, _encoded(sheet, "JPEG"))
     return table
 
 
@@ -230,7 +232,7 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
-def _png(picture: Image.Image) -> bytes:
+def _encoded(picture: Image.Image, form: str) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    picture.save(buffer, form)
     return buffer.getvalue()

@@ -109,6 +109,8 @@ class RewardsConfig(_Strict):
                 raise ValueError(f"stop: there is no figure {name!r}{nearest(name, (*FIGURES, *self.rewards))}")
             if most <= 0:
                 raise ValueError(f"stop.{name}: must be above 0, how much worse it may get")
+        if "diversity" in self.stop and self.evaluation_pictures < 2:
+            raise ValueError("stop.diversity: pictures of a prompt are compared; set evaluation_pictures to 2 or more")
         return self
 
 

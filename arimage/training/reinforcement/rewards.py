@@ -66,6 +66,16 @@ class Truth:
         """What the prompt quotes."""
         return quoted_texts(self.prompt)
 
+    @property
+    def shown(self) -> list[str]:
+        """The texts that the picture should show: of a scene the one that stands there, so that an edit is not
+        rewarded for the text that it replaces; else what the prompt quotes."""
+        scene = self.record.truth.get("spec")
+        if scene is None:
+            return self.texts
+        lettering = scene["lettering"]
+        return [] if lettering is None else [lettering["text"]]
+
     def as_json(self) -> dict[str, Any]:
         """Plain data, for functions and services."""
         facts = json.loads(json.dumps(self.record.truth, default=str))
@@ -148,14 +158,14 @@ def _each(score: Callable[[Image.Image, Truth], float | None], pictures: Any, pr
 
 
 def text_score(read: Callable[[Image.Image], list[str]], picture: Image.Image, truth: Truth) -> float | None:
-    """How well a picture shows the texts of its prompt, in [0, 1]; None where there are none.
+    """How well a picture shows the texts that it should, in [0, 1]; None where there are none.
 
     The mean of the share of words found (of Chinese: characters) and of 1 - edit distance / longer length over all that
     was read, so that a text that stands there twice, or among others, is not as good as the text alone.
     """
-    if not truth.texts:
+    if not truth.shown:
         return None
-    wanted, lines = " ".join(truth.texts), read(picture)
+    wanted, lines = " ".join(truth.shown), read(picture)
     found, of = characters_found(wanted, lines)
     latin = "".join(" " if ord(character) in CHINESE else character for character in wanted)
     words, of_words = words_found(latin, lines)
