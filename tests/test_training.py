@@ -418,6 +418,59 @@ def test_renamed_edits_keep_their_text_and_hide_what_is_kept_behind_new_codes(
     assert "renamed_accuracy" in parts
 
 
+def test_codes_that_an_edit_changes_are_told_from_those_it_keeps(start: Path, assets: Path, tmp_path: Path) -> None:
+    """At the reference's codes, after some layers, changed and kept ones counting alike; in training only."""
+    settings = {"changes": 0.5, "changes_layer": 1}
+    config = stage("autoregressive", start, assets, tmp_path, autoregressive=settings, batch_size=24)
+    objective: Any = build_objective(Checkpoint.open(start), config, CPU)
+    batch = StepBatches(config.data, 24, objective.collate, CaptionConfig(), seed=1)[0].tensors
+    with torch.no_grad():
+        objective.changes.weight.normal_(generator=torch.Generator().manual_seed(0))
+        plain = objective.eval()(batch)
+        learnt = objective.train()(batch)
+        expected, right, edits = 0.0, 0.0, 0
+        for sample, codes, sequence in zip(batch["samples"], objective.encode(batch), objective.sequences(batch)):
+            if sample["task"] in ("identity", "combine") or not codes.references:
+                assert "changed" not in sample
+                continue
+            source = codes.references[-1].flatten()
+            if "changed" not in sample:
+                assert bool((source != codes.targets[-1].flatten()).all())
+                continue
+            first, changed = sample["changed"]
+            assert torch.equal(sequence.tokens[first : first + len(source)], source)
+            assert torch.equal(changed, source != codes.targets[-1].flatten())
+            states: list[torch.Tensor] = []
+            objective.model(sequence.tokens[None], sequence.positions[:, None], [len(sequence.tokens)], states)
+            hidden = states[0][0, first : first + len(source)]
+            scores = objective.changes(torch.nn.functional.layer_norm(hidden, hidden.shape[-1:]))[:, 0]
+            losses = torch.nn.functional.softplus(torch.where(changed, -scores, scores))
+            expected += float((losses[changed].mean() + losses[~changed].mean()) / 2)
+            hits = ((scores > 0) == changed).float()
+            right += float((hits[changed].mean() + hits[~changed].mean()) / 2)
+            edits += 1
+    assert edits > 2
+    assert float(plain["changes"]) == pytest.approx(expected / 24, rel=1e-4)
+    assert float(plain["changes_accuracy"]) == pytest.approx(right / edits, rel=1e-4)
+    assert float(learnt["loss"]) == pytest.approx(float(plain["loss"]) + 0.5 * expected / 24, rel=1e-4)
+    names = objective.states(objective.state_dict())["vision_language_encoder"]
+    assert not any("changes" in name for name in names)
+
+
+def test_a_run_that_tells_changes_goes_on_and_writes_a_checkpoint(start: Path, assets: Path, tmp_path: Path) -> None:
+    settings = {"changes": 0.5}
+    more = {"autoregressive": settings, "steps": 1, "save_every": 1, "evaluate_every": 1, "batch_size": 12}
+    folder = train(stage("autoregressive", start, assets, tmp_path, **more))
+    assert all("changes_accuracy" in metrics(tmp_path, kind)[-1] for kind in ("train", "evaluation"))
+    load(folder, device="cpu")
+    for wrong, message in (
+        ({"autoregressive": {"changes": 0.5, "changes_layer": 99}}, "the model has"),
+        ({"autoregressive": settings, "lora": {"rank": 2}}, "goes without lora"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            build_objective(Checkpoint.open(start), stage("autoregressive", start, assets, tmp_path, **wrong), CPU)
+
+
 def test_uncertain_tokens_weigh_more_in_a_focal_loss(start: Path, assets: Path, tmp_path: Path) -> None:
     """In training; held-out losses stay comparable."""
     settings = {"focal": 0.1, "end_weight": 0.5, "preview": 0.0}

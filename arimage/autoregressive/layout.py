@@ -77,12 +77,14 @@ class Prompt:
         grids: the grids to generate, in order: preview and target, or the target alone when there are references or the
             preview is given.
         next_position: the base of the first of them.
+        references: where the first code of each reference stands.
     """
 
     tokens: Tensor
     positions: Tensor
     grids: tuple[Grid, ...]
     next_position: int
+    references: tuple[int, ...] = ()
 
     @property
     def target(self) -> Grid:
@@ -131,6 +133,10 @@ class _Sequence:
         self._append(codes, self.position + torch.stack([torch.zeros_like(rows), rows, columns]))
         self.position += max(grid)
 
+    @property
+    def length(self) -> int:
+        return sum(len(tokens) for tokens in self._tokens)
+
     def _append(self, tokens: Tensor, positions: Tensor) -> None:
         self._tokens.append(tokens)
         self._positions.append(positions)
@@ -165,9 +171,11 @@ def build_prompt(
     sequence.text(vocabulary.prefix)
     if vocabulary.text_first:
         sequence.text(vocabulary.encode(text))
+    starts = []
     for codes in references:
         _check_codes(codes, vocabulary.codebook_size)
         sequence.text([vocabulary.image_start])
+        starts.append(sequence.length)
         sequence.image(Grid(*codes.shape), codes)
         sequence.text([vocabulary.image_end])
     if not vocabulary.text_first:
@@ -185,7 +193,7 @@ def build_prompt(
         sequence.image(grids[0], preview_codes)
         grids = (target,)
     tokens, positions = sequence.finish()
-    return Prompt(tokens, positions, grids, sequence.position)
+    return Prompt(tokens, positions, grids, sequence.position, tuple(starts))
 
 
 def generated_positions(prompt: Prompt) -> Tensor:

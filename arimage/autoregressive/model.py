@@ -235,13 +235,20 @@ class AutoregressiveModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.lm_head.weight.dtype
 
-    def forward(self, tokens: Tensor, positions: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        lengths: Sequence[int] | None = None,
+        states: list[Tensor] | None = None,
+    ) -> Tensor:
         """Hidden states after the last norm.
 
         Args:
             tokens: (B, L). Rows may be padded on the right: padding does not reach what is before it.
             positions: (3, B, L).
             lengths: when B is 1, the lengths of the sequences packed in the row; they do not see each other.
+            states: hidden states after each layer, (B, L, hidden), are appended to it.
 
         Returns:
             (B, L, hidden); :meth:`scores` turns them into logits.
@@ -255,6 +262,8 @@ class AutoregressiveModel(nn.Module):
                 hidden = checkpoint(layer, hidden, rope, lengths, use_reentrant=False)
             else:
                 hidden = layer(hidden, rope, lengths)
+            if states is not None:
+                states.append(hidden)
         return self.model.language_model.norm(hidden)
 
     def rotation(self, positions: Tensor) -> Rotation:

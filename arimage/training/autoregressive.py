@@ -38,6 +38,7 @@ from tokenizer.image_size import PIXELS_PER_TOKEN
 from tokenizer.semantic_tokenizer import SemanticTokenizer, half_size_pixels
 
 NAMES = 0
+ANOTHER_PICTURE = ("identity", "combine")  # edits whose target is no version of a reference
 
 
 class SampleCodes(NamedTuple):
@@ -97,6 +98,17 @@ class AutoregressiveObjective(Objective):
         self.limits = dimensions.processor.limits
         self.model.text_rows_frozen = config.vision_rows_only
         self._blanks: dict[tuple[int, int], Tensor] = {}
+        self.changes: nn.Linear | None = None
+        if self.settings.changes and self.settings.grpo is None and self.settings.dpo is None:
+            layers = model.config.num_hidden_layers
+            self.changes_layer = self.settings.changes_layer or max(1, layers // 2)
+            if config.lora is not None:
+                raise UsageError("autoregressive.changes goes without lora, whose adapters are all that learns")
+            if self.changes_layer > layers:
+                raise UsageError(f"autoregressive.changes_layer={self.changes_layer}: the model has {layers} layers")
+            self.changes = nn.Linear(model.config.hidden_size, 1, device=device)
+            nn.init.zeros_(self.changes.weight)
+            nn.init.zeros_(self.changes.bias)
 
     def sharded_modules(self) -> list[nn.Module]:
         return [module for module in self.model.modules() if isinstance(module, Layer)]
@@ -131,7 +143,7 @@ class AutoregressiveObjective(Objective):
         samples: list[dict[str, Any]] = []
         for example in examples:
             record = example.record
-            sample: dict[str, Any] = {"text": example.caption}
+            sample: dict[str, Any] = {"text": example.caption, "task": record.task}
             if isinstance(record, EncodedRecord):
                 sample["size"], sample["encoded"] = record.size, record
                 pictured = not record.references
@@ -200,13 +212,16 @@ class AutoregressiveObjective(Objective):
             size = target_grid(*sample["size"])
             prompt = build_prompt(self.vocabulary, sample["text"], size, codes.references, preview=sample["preview"])
             made.append(training_sequence(prompt, codes.targets, self.vocabulary))
+            if self.changes is not None and _is_version(sample, codes):
+                sample["changed"] = prompt.references[-1], (codes.references[-1] != codes.targets[-1]).flatten()
         return made
 
     def forward(self, batch: Mapping[str, Any]) -> Losses:
         sequences = self.sequences(batch)
         row = packed(sequences, self.device)
         lengths, labels, regions, owner = row.lengths, row.labels, row.regions, row.owner
-        hidden = self.model(row.tokens, row.positions, lengths)[0]
+        states: list[Tensor] | None = None if self.changes is None else []
+        hidden = self.model(row.tokens, row.positions, lengths, states)[0]
         asked = labels != IGNORED_LABEL
         scores = self.model.scores(hidden[asked]).float()
         smoothing = self.settings.label_smoothing if self.training else 0.0
@@ -220,6 +235,11 @@ class AutoregressiveObjective(Objective):
         totals = by_sample.index_add(0, owner[asked], losses * weights)
         loss = (totals / by_sample.index_add(0, owner[asked], weights)).mean()
         parts = {"loss": loss}
+        if states is not None:
+            parts |= self._told_changes(batch["samples"], states[self.changes_layer - 1][0], lengths)
+            if self.training and "changes" in parts:
+                parts["loss"] = loss + self.settings.changes * parts["changes"]
+                parts["changes"] = parts["changes"].detach()
         with torch.no_grad():
             right = (scores.argmax(dim=-1) == labels[asked]).float()
             copied = torch.tensor(["copied" in sample for sample in batch["samples"]], device=self.device)[owner][asked]
@@ -236,11 +256,44 @@ class AutoregressiveObjective(Objective):
                     parts[f"{name}_accuracy"] = right[inside].mean()
         return parts
 
+    def _told_changes(self, samples: Sequence[Mapping[str, Any]], hidden: Tensor, lengths: Sequence[int]) -> Losses:
+        """How well hidden states (L, hidden) at the codes of references tell whether an edit changes them."""
+        assert self.changes is not None
+        places, labels, weights, start = [], [], [], 0
+        for sample, length in zip(samples, lengths):
+            if "changed" in sample:
+                first, changed = sample["changed"]
+                shares = changed.float().mean()
+                places.append(torch.arange(start + first, start + first + len(changed)))
+                labels.append(changed)
+                weights.append(torch.where(changed, 0.5 / shares, 0.5 / (1 - shares)) / len(changed))
+            start += length
+        if not places:
+            return {}
+        told, counted = torch.cat(labels).to(self.device), torch.cat(weights).to(self.device)
+        chosen = hidden[torch.cat(places).to(self.device)].float()
+        scores = self.changes(F.layer_norm(chosen, chosen.shape[-1:]))[:, 0].float()
+        losses = F.binary_cross_entropy_with_logits(scores, told.float(), reduction="none")
+        right = ((scores.detach() > 0) == told).float()
+        return {
+            "changes": (losses * counted).sum() / len(samples),
+            "changes_accuracy": (right * counted).sum() / len(places),
+        }
+
     def live_networks(self) -> dict[str, Any]:
         return {"autoregressive": self.model, "semantic_tokenizer": self.helpers["tokenizer"]}
 
     def states(self, weights: Mapping[str, Tensor]) -> dict[Component, dict[str, Tensor]]:
-        return {"vision_language_encoder": {name.removeprefix("model."): w for name, w in weights.items()}}
+        own = {name: weight for name, weight in weights.items() if name.startswith("model.")}
+        return {"vision_language_encoder": {name.removeprefix("model."): weight for name, weight in own.items()}}
+
+
+def _is_version(sample: Mapping[str, Any], codes: SampleCodes) -> bool:
+    """Whether a sample's target is a version of its last reference in which some codes are others."""
+    if not codes.references or "copied" in sample or "renamed" in sample or sample["task"] in ANOTHER_PICTURE:
+        return False
+    source, target = codes.references[-1], codes.targets[-1]
+    return source.shape == target.shape and bool((source != target).any()) and bool((source == target).any())
 
 
 def _views(sample: Mapping[str, Any]) -> list[Tensor]:

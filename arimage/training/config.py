@@ -226,6 +226,10 @@ class AutoregressiveTraining(_Strict):
         rename_prob: share of the other edits in which a random share of the codes that target and references have in
             common are replaced by random others, the same in all of them (random symbols, as in symbol tuning, Wei et
             al. 2023, arXiv:2305.08298). The instruction stays true, and what it keeps has to be looked up.
+        changes: weight of a second task that training alone has: at each code of the last reference, to tell whether
+            the edit changes it, so that what the prompt means is found where it stands. Of edits whose target has the
+            reference's size, changed and kept codes counting alike; not of ``identity`` and ``combine``.
+        changes_layer: after how many layers that is read off; by default half of them, so that the others can use it.
         grpo: learn from rewards (the stage's ``reinforcement``) instead of from pictures.
         dpo: learn from pairs of a chosen and a rejected picture.
     """
@@ -241,6 +245,8 @@ class AutoregressiveTraining(_Strict):
     induction_heads: tuple[int, int] | None = None
     copy_task_prob: float = Field(0.0, ge=0, le=1)
     rename_prob: float = Field(0.0, ge=0, le=1)
+    changes: float = Field(0.0, ge=0)
+    changes_layer: int | None = Field(None, ge=1)
     grpo: TokenPolicy | None = None
     dpo: Preferences | None = None
 
