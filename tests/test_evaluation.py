@@ -138,6 +138,26 @@ def test_a_style_that_nobody_asked_for_is_not_judged(assets: Assets, judge: Judg
     assert right["untold", "style too"] < 1
 
 
+def test_features_of_a_gallery_are_kept_and_damaged_ones_made_anew(
+    judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARIMAGE_CACHE", str(tmp_path))
+    gallery = [Image.new("RGB", (32, 32), color) for color in ("red", "green")]
+    made = judge.features.remembered(gallery)
+    (file,) = tmp_path.rglob("*.npy")
+    assert torch.equal(made, judge.features(gallery))
+    with monkeypatch.context() as frozen:
+        frozen.setattr(type(judge.features), "__call__", None)
+        assert torch.equal(judge.features.remembered(gallery), made)
+    file.write_bytes(file.read_bytes()[:-8])
+    assert torch.equal(judge.features.remembered(gallery), made)
+    other = judge.features.remembered([*gallery[:1], Image.new("RGB", (32, 32), "blue")])
+    assert not torch.equal(other, made)
+    assert len(list(tmp_path.rglob("*.npy"))) == 2
+    monkeypatch.setenv("ARIMAGE_CACHE", str(file))
+    assert torch.equal(judge.features.remembered(gallery), made)
+
+
 def test_every_line_of_a_text_counts(assets: Assets, judge: Judge) -> None:
     for case in cases(config(assets, "lines"), assets, "one")[:4]:
         lines = case.scene["lettering"]["text"].split("\n")

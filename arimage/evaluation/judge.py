@@ -250,7 +250,7 @@ class Judge:
                 sprite = Subject(concept, style, 0.5, 0.5, 0.8)
                 drawn = draw(SceneSpec(GALLERY_SIDE, GALLERY_SIDE, ground, (sprite,)), self.assets)
                 crops.append(square_crop(drawn.image, drawn.subjects[0]))
-            self._galleries[style, color] = self.features(crops)
+            self._galleries[style, color] = self.features.remembered(crops)
         return self._galleries[style, color]
 
 
