@@ -96,15 +96,13 @@ class Judge:
             }
             return {**ground, **one, "false text": no_text}
         if task in ("text", "typography", "lines"):
-            wanted = case.scene["lettering"]["text"]
-            found = characters_found if self._language(case) == "zh" else words_found
             if task == "lines":
-                return {"lines of text": lambda: found(wanted, lines())}
+                return {"lines of text": lambda: self._spelt(case, lines())}
             if self._language(case) == "zh":
-                return {"Chinese text": lambda: found(wanted, lines())}
+                return {"Chinese text": lambda: self._spelt(case, lines())}
             return {
-                "English text": lambda: found(wanted, lines()),
-                "English text, NED": lambda: (word_similarity(wanted, lines()), 1),
+                "English text": lambda: self._spelt(case, lines()),
+                "English text, NED": lambda: (word_similarity(case.scene["lettering"]["text"], lines()), 1),
             }
         if task == "background":
             return {"edit: background": lambda: self._repainted(case, picture)}
@@ -136,6 +134,11 @@ class Judge:
     def _language(self, case: Case) -> str:
         return case.scene["lettering"]["language"]
 
+    def _spelt(self, case: Case, lines: list[str]) -> Share:
+        """Words, or Chinese characters, of the scene's text that were read."""
+        found = characters_found if self._language(case) == "zh" else words_found
+        return found(case.scene["lettering"]["text"], lines)
+
     def _seen(self, case: Case, picture: Image.Image, seen: Foreground | None, its_style: bool = False) -> Share:
         """Whether what stands out is nearer to the wanted concept than to any other."""
         return float(seen is not None and self._is(case, picture, seen.box, case.scene["subjects"][0], its_style)), 1
@@ -154,8 +157,7 @@ class Judge:
         if case.record.task == "remove":
             return self._emptied(case, picture)
         if case.record.task in ("add text", "change text"):
-            found = characters_found if self._language(case) == "zh" else words_found
-            return found(case.scene["lettering"]["text"], self.reader(picture))
+            return self._spelt(case, self.reader(picture))
         return self._boxed(case, picture)
 
     def _moved(self, case: Case, picture: Image.Image) -> Share:
