@@ -22,9 +22,10 @@ from torch import Tensor
 from arimage.data.assets import Assets
 from arimage.data.buckets import in_bucket
 from arimage.data.folders import OwnData
-from arimage.data.records import Record
+from arimage.data.records import PROMPT_ONLY, Record
 from arimage.data.scenes import Scenes, SceneSettings
 from arimage.errors import DataError, UsageError
+from arimage.evaluation.codes import counted_cells
 from arimage.training.batches import RolloutPlace, Rollouts, StepBatches
 from arimage.training.config import TrainConfig
 from arimage.training.guards import TrainingStopped
@@ -421,6 +422,23 @@ def test_a_picture_is_like_itself_and_the_colour_of_a_scene_is_judged(assets: Pa
         assert right == pytest.approx(1.0, abs=1e-4)
         assert other is not None
         assert other < 0.9
+
+
+def test_codes_are_scored_against_those_of_the_true_picture(start: Path, assets: Path) -> None:
+    settings = SceneSettings(tasks={"background": 1.0}, sizes=((64, 64),), patterns=0.0)
+    record = Scenes(Assets.open(assets), settings)[0]
+    instruments = Instruments(str(assets), settings, str(start))
+    score = make_reward(RewardConfig(kind="codes"), instruments)
+    true, cells = counted_cells(instruments.tokenizer, record)
+    wrong = true.clone()
+    wrong.view(-1)[0] += 1
+    whole, blank = (Truth("a prompt", one) for one in (record, replace(record, task=PROMPT_ONLY)))
+    assert set(cells) == {"codes kept"}
+    assert score([true, true + 1, true], ["a prompt"] * 3, [whole, whole, blank]) == [1.0, 0.0, None]
+    photo = Truth("a prompt", Record(record.image, {}, task="picture"))
+    assert score([wrong], ["a prompt"], [photo]) == [pytest.approx(1 - 1 / wrong.numel())]
+    with pytest.raises(ValueError, match="sees: codes goes with kind: python"):
+        RewardConfig(kind="ocr", sees="codes")
 
 
 def test_functions_and_services_are_asked_with_pictures_prompts_and_truths() -> None:

@@ -25,7 +25,8 @@ class RewardConfig(_Strict):
 
     Attributes:
         kind: ``ocr``: the quoted texts of the prompt, read; ``judge``: one ability as evaluations judge it, of scenes;
-            ``similarity``: to the true picture; ``python``: a function of yours; ``http``: a service of yours.
+            ``similarity``: to the true picture; ``codes``: the share of the true picture's visual tokens that come,
+            which needs no decoder; ``python``: a function of yours; ``http``: a service of yours.
         weight: in the sum of all rewards. With 0 it is measured in evaluations only: a row that is not rewarded.
         ability: that is judged, such as ``background colour``, ``placement, one`` or ``subject``.
         function: ``package.module:function`` or ``file.py:function``.
@@ -33,12 +34,17 @@ class RewardConfig(_Strict):
         sees: what a function is given: pictures, or their visual tokens, which need no decoder.
     """
 
-    kind: Literal["ocr", "judge", "similarity", "python", "http"]
+    kind: Literal["ocr", "judge", "similarity", "codes", "python", "http"]
     weight: float = 1.0
     ability: str | None = None
     function: str | None = None
     url: str | None = None
     sees: Literal["pictures", "codes"] = "pictures"
+
+    @property
+    def of_codes(self) -> bool:
+        """Whether it is one of visual tokens, and not of pictures."""
+        return self.kind == "codes" or self.sees == "codes"
 
     @model_validator(mode="after")
     def _whole(self) -> "RewardConfig":

@@ -26,13 +26,17 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
+from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.data.assets import Assets
 from arimage.data.records import PROMPT_ONLY, Record
 from arimage.data.scenes import Scenes, SceneSettings
 from arimage.errors import DataError, UsageError
 from arimage.evaluation.cases import Case
+from arimage.evaluation.codes import counted_cells
 from arimage.evaluation.features import PictureFeatures
 from arimage.evaluation.judge import Judge
 from arimage.evaluation.lpips import Lpips
@@ -40,6 +44,7 @@ from arimage.evaluation.reading import TextReader, characters_found, edit_distan
 from arimage.training.reinforcement.config import RewardConfig
 from decoder.glyph import quoted_texts
 from tokenizer.pixels import pixels
+from tokenizer.semantic_tokenizer import SemanticTokenizer
 
 Score = Callable[[Sequence[Any], Sequence[str], Sequence["Truth"]], Sequence[float | None]]
 CHINESE = range(0x4E00, 0xA000)
@@ -88,10 +93,12 @@ class Instruments:
 
     Attributes:
         assets, scenes: of the scenes that are judged; None where the stage has none.
+        start: the checkpoint that the stage starts from, whose tokenizer encodes true pictures.
     """
 
     assets: str | None = None
     scenes: SceneSettings | None = None
+    start: str | None = None
 
     @cached_property
     def judge(self) -> Judge:
@@ -100,6 +107,12 @@ class Instruments:
         assets = Assets.open(self.assets)
         composer = Scenes(assets, self.scenes).composer
         return Judge(assets, composer.concepts, composer.styles)
+
+    @cached_property
+    def tokenizer(self) -> SemanticTokenizer:
+        if self.start is None:
+            raise DataError("kind: codes needs the checkpoint that the stage starts from")
+        return Checkpoint.open(self.start).semantic_tokenizer(device=torch.device("cpu"), dtype=torch.float32)
 
     @cached_property
     def reader(self) -> TextReader:
@@ -128,6 +141,8 @@ def make_reward(config: RewardConfig, instruments: Instruments) -> Score:
         return partial(_each, partial(_judged, instruments.judge, config.ability))
     if config.kind == "similarity":
         return partial(_each, partial(_similarity, instruments.lpips, instruments.features))
+    if config.kind == "codes":
+        return partial(_codes_right, instruments.tokenizer)
     if config.kind == "python":
         assert config.function is not None
         return partial(_called, find_function(config.function))
@@ -193,6 +208,33 @@ def _similarity(lpips: Lpips, features: PictureFeatures, picture: Image.Image, t
     distance = float(lpips(pixels(made)[None], pixels(true)[None])[0])
     first, second = features([made, true])
     return (1 - distance + float(first @ second)) / 2
+
+
+@torch.no_grad()
+def _codes_right(
+    tokenizer: SemanticTokenizer, grids: Sequence[Tensor], prompts: Sequence[str], truths: Sequence[Truth]
+) -> list[float | None]:
+    """The share of a true picture's codes that a grid (h, w) has at their places; None where there is no true picture.
+
+    Of scenes those cells count that show something, and in edits what is kept as much as what changes.
+    """
+    scores: list[float | None] = []
+    record, true, counted = None, torch.empty(0), list[Tensor]()
+    for grid, truth in zip(grids, truths):
+        if truth.record.task == PROMPT_ONLY:
+            scores.append(None)
+            continue
+        if truth.record is not record:
+            record = truth.record
+            if "spec" in record.truth:
+                true, cells = counted_cells(tokenizer, record)
+                counted = list(cells.values())
+            else:
+                true, counted = tokenizer.encode([record.image.convert("RGB")])[0], []
+        right = grid == true
+        shares = [float(right[cells].float().mean()) for cells in counted] or [float(right.float().mean())]
+        scores.append(sum(shares) / len(shares))
+    return scores
 
 
 def find_function(place: str) -> Callable[..., Any]:

@@ -92,7 +92,8 @@ class Rewarder:
         self.engine = Engine(self.networks)
         self.settings: Settings = settings_from(dict(self.config.options), checkpoint.sampling)[2]  # type: ignore[arg-type]
         drawn = next((source for source in config.data if source.scenes is not None), None)
-        instruments = Instruments() if drawn is None else Instruments(drawn.assets, drawn.scenes)
+        scenes = (None, None) if drawn is None else (drawn.assets, drawn.scenes)
+        instruments = Instruments(*scenes, start=config.start)
         self.pool = RewardPool(self.config.rewards, instruments, self.config.workers, self.config.timeout)
         self.learnt = tuple(name for name, reward in self.config.rewards.items() if reward.weight)
         self.device = device
@@ -102,7 +103,7 @@ class Rewarder:
 
     def sees_pictures(self, names: Sequence[str]) -> bool:
         """Whether any of these rewards is one of pictures."""
-        return any(self.config.rewards[name].sees == "pictures" for name in names)
+        return any(not self.config.rewards[name].of_codes for name in names)
 
     def make(self, requests: Sequence[ImageRequest], settings: Settings | None = None) -> list[EngineImage]:
         """Pictures as users get them."""
@@ -124,7 +125,7 @@ class Rewarder:
             places: of each picture of the group, which of them it is; by default it is those.
         """
         rewards = self.config.rewards
-        tasks = [self.pool.ask(name, codes if rewards[name].sees == "codes" else pictures, truth) for name in names]
+        tasks = [self.pool.ask(name, codes if rewards[name].of_codes else pictures, truth) for name in names]
         return Judged(tasks, list(range(len(codes)) if places is None else places))
 
     def collect(self, names: Sequence[str], groups: Sequence[Judged]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from arimage.autoregressive.generation import TokenRequest, generate_grids
+from arimage.autoregressive.generation import TOKEN_BATCH, TokenRequest, generate_grids
 from arimage.autoregressive.layout import (
     IGNORED_LABEL,
     Prompt,
@@ -141,14 +141,19 @@ class TokenPolicyObjective(RewardedObjective, AutoregressiveObjective):
         """Draw, render and judge a group of pictures for each prompt; those with the same codes once."""
         group, names = self.rewarded.group, self.rewarder.learnt
         since = time.perf_counter()
-        sequences: list[TrainingSequence] = []
+        drawn = [
+            TokenRequest(prompt, stream(one.picture_seed(number), "tokens"))
+            for one, prompt in zip(prompts, map(self._prompt, prompts))
+            for number in range(group)
+        ]
+        grids: list[list[Tensor]] = []
+        for first in range(0, len(drawn), TOKEN_BATCH):
+            at_once = drawn[first : first + TOKEN_BATCH]
+            grids += generate_grids(self.model, at_once, EXPLORING, self.vocabulary.codebook_size)
+        sequences = [training_sequence(one.prompt, own, self.vocabulary) for one, own in zip(drawn, grids)]
         groups = []
-        for one in prompts:
-            prompt = self._prompt(one)
-            drawn = [TokenRequest(prompt, stream(one.picture_seed(number), "tokens")) for number in range(group)]
-            grids = generate_grids(self.model, drawn, EXPLORING, self.vocabulary.codebook_size)
-            sequences += [training_sequence(prompt, own, self.vocabulary) for own in grids]
-            codes, places = distinct([own[-1] for own in grids])
+        for place, one in enumerate(prompts):
+            codes, places = distinct([own[-1] for own in grids[place * group : (place + 1) * group]])
             pictures: list[Image.Image] = []
             if self.rewarder.sees_pictures(names):
                 asked_for = one.request
