@@ -31,6 +31,7 @@ from arimage.images.provenance import read_recipe
 from arimage.inference.api import load
 from arimage.training import augmentation, signature, state
 from arimage.training.augmentation import DecoderBatch, crop_corners, with_copy_tasks
+from arimage.training.autoregressive import Alignment
 from arimage.training.bad_samples import BadSample, BadSamples
 from arimage.training.batches import StepBatches, loader
 from arimage.training.cache import CacheSource
@@ -49,7 +50,7 @@ from arimage.yaml_files import validate
 from decoder.diffusion_decoder import DecodeRequest, DecoderSettings, DiffusionDecoder
 from decoder.sampler import ScheduleConfig, flow_schedule
 from tests.tiny_assets import write_assets
-from tests.tiny_checkpoint import CONFIG, tiny_tokenizer
+from tests.tiny_checkpoint import CONFIG, TEXT_FIRST, tiny_folder, tiny_tokenizer
 from tokenizer.pixels import pixels
 
 CPU = torch.device("cpu")
@@ -426,7 +427,7 @@ def local_edits(assets: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_codes_that_an_edit_changes_are_told_from_those_it_keeps(start: Path, assets: Path, tmp_path: Path) -> None:
-    """At the reference's codes, after some layers, changed and kept ones counting alike; in training only."""
+    """At what the reference shows, after some layers, changed and kept codes counting alike; in training only."""
     settings = {"changes": 0.5, "changes_layer": 1}
     config = stage("autoregressive", start, assets, tmp_path, **local_edits(assets, settings))
     objective: Any = build_objective(Checkpoint.open(start), config, CPU)
@@ -440,21 +441,23 @@ def test_codes_that_an_edit_changes_are_told_from_those_it_keeps(start: Path, as
             if sample["task"] in ("identity", "combine") or not codes.references:
                 assert "changed" not in sample
                 continue
-            source = codes.references[-1].flatten()
+            source, target = codes.references[-1].flatten(), codes.targets[-1].flatten()
+            ground = source.bincount().argmax()
             if "changed" not in sample:
-                assert bool((source != codes.targets[-1].flatten()).all())
+                assert not bool(((source == target) & (source != ground)).any())
                 continue
-            first, changed = sample["changed"]
+            first, changed, kept = sample["changed"]
             assert torch.equal(sequence.tokens[first : first + len(source)], source)
-            assert torch.equal(changed, source != codes.targets[-1].flatten())
+            assert torch.equal(changed, source != target)
+            assert torch.equal(kept, (source == target) & (source != ground))
             states: list[torch.Tensor] = []
             objective.model(sequence.tokens[None], sequence.positions[:, None], [len(sequence.tokens)], states)
             hidden = states[0][0, first : first + len(source)]
             scores = objective.changes(torch.nn.functional.layer_norm(hidden, hidden.shape[-1:]))[:, 0]
             losses = torch.nn.functional.softplus(torch.where(changed, -scores, scores))
-            expected += float((losses[changed].mean() + losses[~changed].mean()) / 2)
+            expected += float((losses[changed].mean() + losses[kept].mean()) / 2)
             hits = ((scores > 0) == changed).float()
-            right += float((hits[changed].mean() + hits[~changed].mean()) / 2)
+            right += float((hits[changed].mean() + hits[kept].mean()) / 2)
             edits += 1
     assert edits > 2
     assert float(plain["changes"]) == pytest.approx(expected / 12, rel=1e-4)
@@ -462,6 +465,56 @@ def test_codes_that_an_edit_changes_are_told_from_those_it_keeps(start: Path, as
     assert float(learnt["loss"]) == pytest.approx(float(plain["loss"]) + 0.5 * expected / 12, rel=1e-4)
     names = objective.states(objective.state_dict())["vision_language_encoder"]
     assert not any("changes" in name for name in names)
+
+
+def test_texts_and_the_codes_that_they_name_find_each_other(start: Path, assets: Path, tmp_path: Path) -> None:
+    """By the words' states and the codes' rows of the embedding alone; what an edit keeps is not named."""
+    with pytest.raises(UsageError, match=r"autoregressive.alignment needs a model that reads the text first"):
+        build_objective(
+            Checkpoint.open(start),
+            stage("autoregressive", start, assets, tmp_path, autoregressive={"alignment": 1}),
+            CPU,
+        )
+    start = tiny_folder(tmp_path / "start", config=TEXT_FIRST)
+    config = stage("autoregressive", start, assets, tmp_path, **local_edits(assets, {"alignment": 0.5}))
+    objective: Any = build_objective(Checkpoint.open(start), config, CPU)
+    batch = StepBatches(config.data, 12, objective.collate, CaptionConfig(), seed=1)[0].tensors
+    with torch.no_grad():
+        plain, learnt = objective.eval()(batch), objective.train()(batch)
+        edits = 0
+        for sample, codes, sequence in zip(batch["samples"], objective.encode(batch), objective.sequences(batch)):
+            if sample["task"] == "identity" or not sample["text"]:
+                assert "named" not in sample
+                continue
+            named, beside = ({int(code) for code in part} for part in sample["named"])
+            assert sequence.tokens[: sample["words"]].tolist() == objective.vocabulary.encode(sample["text"])
+            target = codes.targets[-1].flatten().tolist()
+            if not codes.references:
+                assert (named, beside) == (set(target), set())
+                continue
+            source = codes.references[-1].flatten().tolist()
+            assert beside == {before for before, after in zip(source, target) if before == after}
+            assert named == {code for pair in zip(source, target) if pair[0] != pair[1] for code in pair} - beside
+            edits += 1
+    assert edits > 2
+    assert float(learnt["loss"]) == pytest.approx(float(plain["loss"]) + 0.5 * float(plain["alignment"]), rel=1e-4)
+    assert not any("alignment" in name for name in objective.states(objective.state_dict())["vision_language_encoder"])
+
+
+def test_the_contrastive_loss_of_texts_and_codes_by_hand() -> None:
+    alignment = Alignment(2, 2)
+    with torch.no_grad():
+        for projection in (alignment.codes, alignment.words):
+            projection.weight.copy_(torch.eye(2))
+        alignment.scale.zero_()  # a scale of 1
+    codes = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    texts = [torch.tensor([[-1.0, 1.0], [1.0, -1.0]]), torch.tensor([[-1.0, 1.0]])]
+    told = alignment(codes, texts, torch.tensor([[True, False], [False, True]]))
+    by_code = (
+        math.log(1 + math.exp(-2)) + math.log(2)
+    ) / 2  # the nearest word counts; the second code is named by both
+    by_text = (math.log(2) + math.log(1 + math.exp(-2))) / 2
+    assert float(told["alignment"].detach()) == pytest.approx((by_code + by_text) / 2, rel=1e-4)
 
 
 def test_a_run_that_tells_changes_goes_on_and_writes_a_checkpoint(start: Path, assets: Path, tmp_path: Path) -> None:

@@ -109,6 +109,14 @@ class AutoregressiveObjective(Objective):
             self.changes = nn.Linear(model.config.hidden_size, 1, device=device)
             nn.init.zeros_(self.changes.weight)
             nn.init.zeros_(self.changes.bias)
+        self.alignment: Alignment | None = None
+        if self.settings.alignment and self.settings.grpo is None and self.settings.dpo is None:
+            if config.lora is not None:
+                raise UsageError("autoregressive.alignment goes without lora, whose adapters are all that learns")
+            if not vocabulary.text_first:
+                raise UsageError("autoregressive.alignment needs a model that reads the text first (text_first)")
+            self.alignment_layer = max(1, model.config.num_hidden_layers // 3)
+            self.alignment = Alignment(model.config.hidden_size).to(device)
 
     def sharded_modules(self) -> list[nn.Module]:
         return [module for module in self.model.modules() if isinstance(module, Layer)]
@@ -213,14 +221,17 @@ class AutoregressiveObjective(Objective):
             prompt = build_prompt(self.vocabulary, sample["text"], size, codes.references, preview=sample["preview"])
             made.append(training_sequence(prompt, codes.targets, self.vocabulary))
             if self.changes is not None and _is_version(sample, codes):
-                sample["changed"] = prompt.references[-1], (codes.references[-1] != codes.targets[-1]).flatten()
+                sample["changed"] = prompt.references[-1], *_told_apart(codes)
+            if self.alignment is not None and (named := _named(sample, codes)) is not None:
+                sample["named"] = named
+                sample["words"] = len(self.vocabulary.prefix) + len(self.vocabulary.encode(sample["text"]))
         return made
 
     def forward(self, batch: Mapping[str, Any]) -> Losses:
         sequences = self.sequences(batch)
         row = packed(sequences, self.device)
         lengths, labels, regions, owner = row.lengths, row.labels, row.regions, row.owner
-        states: list[Tensor] | None = None if self.changes is None else []
+        states: list[Tensor] | None = None if self.changes is None and self.alignment is None else []
         hidden = self.model(row.tokens, row.positions, lengths, states)[0]
         asked = labels != IGNORED_LABEL
         scores = self.model.scores(hidden[asked]).float()
@@ -236,10 +247,15 @@ class AutoregressiveObjective(Objective):
         loss = (totals / by_sample.index_add(0, owner[asked], weights)).mean()
         parts = {"loss": loss}
         if states is not None:
-            parts |= self._told_changes(batch["samples"], states[self.changes_layer - 1][0], lengths)
-            if self.training and "changes" in parts:
-                parts["loss"] = loss + self.settings.changes * parts["changes"]
-                parts["changes"] = parts["changes"].detach()
+            told = {}
+            if self.changes is not None:
+                told |= self._told_changes(batch["samples"], states[self.changes_layer - 1][0], lengths)
+            if self.alignment is not None:
+                told |= self._aligned(batch["samples"], states[self.alignment_layer - 1][0], lengths)
+            for name in ("changes", "alignment"):
+                if self.training and name in told:
+                    parts["loss"] = parts["loss"] + getattr(self.settings, name) * told[name]
+            parts |= {name: value.detach() for name, value in told.items()}
         with torch.no_grad():
             right = (scores.argmax(dim=-1) == labels[asked]).float()
             copied = torch.tensor(["copied" in sample for sample in batch["samples"]], device=self.device)[owner][asked]
@@ -257,16 +273,18 @@ class AutoregressiveObjective(Objective):
         return parts
 
     def _told_changes(self, samples: Sequence[Mapping[str, Any]], hidden: Tensor, lengths: Sequence[int]) -> Losses:
-        """How well hidden states (L, hidden) at the codes of references tell whether an edit changes them."""
+        """How well hidden states (L, hidden) at what references show tell whether an edit changes it."""
         assert self.changes is not None
         places, labels, weights, start = [], [], [], 0
         for sample, length in zip(samples, lengths):
             if "changed" in sample:
-                first, changed = sample["changed"]
-                shares = changed.float().mean()
-                places.append(torch.arange(start + first, start + first + len(changed)))
-                labels.append(changed)
-                weights.append(torch.where(changed, 0.5 / shares, 0.5 / (1 - shares)) / len(changed))
+                first, changed, kept = sample["changed"]
+                counted = changed | kept
+                share = changed.sum() / counted.sum()
+                cells = counted.nonzero()[:, 0]
+                places.append(start + first + cells)
+                labels.append(changed[cells])
+                weights.append(torch.where(changed[cells], 0.5 / share, 0.5 / (1 - share)) / len(cells))
             start += length
         if not places:
             return {}
@@ -280,6 +298,19 @@ class AutoregressiveObjective(Objective):
             "changes_accuracy": (right * counted).sum() / len(places),
         }
 
+    def _aligned(self, samples: Sequence[Mapping[str, Any]], hidden: Tensor, lengths: Sequence[int]) -> Losses:
+        """How well texts and the codes that they name find each other in the batch."""
+        assert self.alignment is not None
+        starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+        found = [(start, sample) for start, sample in zip(starts, samples) if "named" in sample]
+        if not any(len(sample["named"][0]) for _, sample in found):
+            return {}
+        codes = torch.cat([torch.cat(sample["named"]) for _, sample in found]).unique()
+        belongs = [torch.isin(codes, sample["named"][0]) for _, sample in found]
+        texts = [hidden[start : start + sample["words"]] for start, sample in found]
+        rows = self.model.model.language_model.embed_tokens.weight[codes.to(self.device)]
+        return self.alignment(rows, texts, torch.stack(belongs, dim=1).to(self.device))
+
     def live_networks(self) -> dict[str, Any]:
         return {"autoregressive": self.model, "semantic_tokenizer": self.helpers["tokenizer"]}
 
@@ -288,12 +319,72 @@ class AutoregressiveObjective(Objective):
         return {"vision_language_encoder": {name.removeprefix("model."): weight for name, weight in own.items()}}
 
 
+class Alignment(nn.Module):
+    """Texts and the codes that they name, in one space, as CLIP has pictures and captions (Radford et al. 2021,
+    arXiv:2103.00020); a code is as near to a text as to the nearest of its words (Khattab and Zaharia 2020,
+    arXiv:2004.12832)."""
+
+    def __init__(self, hidden_size: int, size: int = 64) -> None:
+        super().__init__()
+        self.codes = nn.Linear(hidden_size, size, bias=False)
+        self.words = nn.Linear(hidden_size, size, bias=False)
+        self.scale = nn.Parameter(torch.tensor(10.0).log())
+
+    def forward(self, codes: Tensor, texts: Sequence[Tensor], belongs: Tensor) -> Losses:
+        """``alignment``, the contrastive loss over a batch's codes and texts, and ``alignment_accuracy``, the share of
+        codes that find a text that names them.
+
+        Args:
+            codes: (C, hidden), their rows of the embedding.
+            texts: of each text the hidden states of its words, (words, hidden).
+            belongs: (C, texts) bool, whether a text names a code.
+        """
+        places = F.normalize(self.codes(F.layer_norm(codes.float(), codes.shape[-1:])), dim=-1)
+        words = torch.cat([text.float() for text in texts])
+        likeness = places @ F.normalize(self.words(F.layer_norm(words, words.shape[-1:])), dim=-1).T
+        nearest = [part.amax(dim=1) for part in likeness.split([len(text) for text in texts], dim=1)]
+        scores = torch.stack(nearest, dim=1) * self.scale.exp().clamp(max=50.0)
+        asked = belongs.any(dim=1)
+        right = scores.masked_fill(~belongs, -torch.inf).logsumexp(dim=1)[asked]
+        by_code = (scores.logsumexp(dim=1)[asked] - right).mean()
+        others = scores.masked_fill(belongs, -torch.inf).logsumexp(dim=0).expand_as(scores)
+        by_text = (torch.logaddexp(scores, others) - scores)[belongs].mean()
+        found = belongs.gather(1, scores.argmax(dim=1, keepdim=True))[asked]
+        return {"alignment": (by_code + by_text) / 2, "alignment_accuracy": found.float().mean()}
+
+
+def _told_apart(codes: SampleCodes) -> tuple[Tensor, Tensor]:
+    """Which codes of the last reference an edit changes, and which it keeps: (cells,) bool each. The reference's
+    commonest code, its ground, is not counted among those kept: that it is no thing tells nothing of which is meant."""
+    source, target = codes.references[-1].flatten(), codes.targets[-1].flatten()
+    return source != target, (source == target) & (source != source.mode().values)
+
+
+def _named(sample: Mapping[str, Any], codes: SampleCodes) -> tuple[Tensor, Tensor] | None:
+    """The codes that a sample's text names, and others that stand beside them; None where it names none.
+
+    Of a picture all of its codes; of an edit those that come and go and are nowhere in what it keeps.
+    """
+    if not sample["text"] or "copied" in sample or "renamed" in sample or sample["task"] in ANOTHER_PICTURE:
+        return None
+    target = codes.targets[-1]
+    if not codes.references:
+        return target.unique(), target[:0, 0]
+    source = codes.references[-1]
+    if source.shape != target.shape:
+        return None
+    kept = source[source == target].unique()
+    named = torch.cat([source[source != target], target[source != target]]).unique()
+    return named[~torch.isin(named, kept)], kept
+
+
 def _is_version(sample: Mapping[str, Any], codes: SampleCodes) -> bool:
     """Whether a sample's target is a version of its last reference in which some codes are others."""
     if not codes.references or "copied" in sample or "renamed" in sample or sample["task"] in ANOTHER_PICTURE:
         return False
-    source, target = codes.references[-1], codes.targets[-1]
-    return source.shape == target.shape and bool((source != target).any()) and bool((source == target).any())
+    if codes.references[-1].shape != codes.targets[-1].shape:
+        return False
+    return all(bool(part.any()) for part in _told_apart(codes))
 
 
 def _views(sample: Mapping[str, Any]) -> list[Tensor]:

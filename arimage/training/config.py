@@ -228,8 +228,12 @@ class AutoregressiveTraining(_Strict):
             al. 2023, arXiv:2305.08298). The instruction stays true, and what it keeps has to be looked up.
         changes: weight of a second task that training alone has: at each code of the last reference, to tell whether
             the edit changes it, so that what the prompt means is found where it stands. Of edits whose target has the
-            reference's size, changed and kept codes counting alike; not of ``identity`` and ``combine``.
+            reference's size and keeps more than the ground, which does not count, changed and kept codes counting
+            alike; not of ``identity`` and ``combine``.
         changes_layer: after how many layers that is read off; by default half of them, so that the others can use it.
+        alignment: weight of a third such task, contrastive: codes' rows of the embedding and a prompt's words, a third
+            of the layers up, find each other among those of the batch. What a word names can then be recognised in a
+            reference by attention alone. Needs a checkpoint that reads the text first.
         grpo: learn from rewards (the stage's ``reinforcement``) instead of from pictures.
         dpo: learn from pairs of a chosen and a rejected picture.
     """
@@ -247,6 +251,7 @@ class AutoregressiveTraining(_Strict):
     rename_prob: float = Field(0.0, ge=0, le=1)
     changes: float = Field(0.0, ge=0)
     changes_layer: int | None = Field(None, ge=1)
+    alignment: float = Field(0.0, ge=0)
     grpo: TokenPolicy | None = None
     dpo: Preferences | None = None
 
