@@ -56,6 +56,7 @@ class NoEffect:
     reason: str
 
 
+WITH_REFERENCES = "with_references"
 GREEDY = NoEffect("temperature", 0, "temperature=0 takes the most likely token")
 UNGUIDED = NoEffect("guidance", 1, "guidance=1 is no guidance")
 
@@ -353,15 +354,28 @@ def refuse_misplaced(given: Iterable[str], task: Task, references: bool) -> None
             raise UsageError(f"{option.name} is an option of {' and '.join(option.tasks)}, not of {task}")
 
 
-def resolve(given: Mapping[str, Any], of_checkpoint: Mapping[str, Any]) -> tuple[Tier, dict[str, Any]]:
+def of_model(sampling: Mapping[str, Any], references: bool) -> dict[str, Any]:
+    """A checkpoint's own options (:attr:`arimage.checkpoints.checkpoint.Checkpoint.sampling`), for pictures with or
+    without references."""
+    own = {name: value for name, value in sampling.items() if name != WITH_REFERENCES}
+    return own | dict(sampling.get(WITH_REFERENCES) or {}) if references else own
+
+
+def resolve(
+    given: Mapping[str, Any], of_checkpoint: Mapping[str, Any], references: bool = False
+) -> tuple[Tier, dict[str, Any]]:
     """The tier, and every setting by its option's name: as given, else the checkpoint's, else the tier's.
+
+    Args:
+        of_checkpoint: see :func:`of_model`.
+        references: the pictures have some.
 
     Raises:
         UsageError: a value is of another type or out of its range, or another one leaves it without effect.
     """
     tier: Tier = OPTIONS["tier"].checked(given.get("tier", OPTIONS["tier"].default))
     settings = [option for option in OPTIONS.values() if option.half is not None]
-    chosen = {option.name: option.at(tier) for option in settings} | dict(of_checkpoint)
+    chosen = {option.name: option.at(tier) for option in settings} | of_model(of_checkpoint, references)
     chosen |= {option.name: given[option.name] for option in settings if option.name in given}
     values = {option.name: option.checked(chosen[option.name]) for option in settings}
     for name, reason in without_effect(values).items():

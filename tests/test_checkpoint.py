@@ -19,6 +19,7 @@ from arimage.checkpoints.model_config import ModelConfig
 from arimage.cli.model import _sampling
 from arimage.errors import CheckpointError, UsageError
 from arimage.inference.api import load
+from arimage.inference.requests import ImageRequest
 from arimage.yaml_files import load_yaml
 from tests.tiny_checkpoint import CONFIG, TEXT_FIRST, tiny_folder, tiny_states, tiny_tokenizer
 
@@ -415,12 +416,13 @@ def test_a_folder_may_say_how_its_tokens_are_best_drawn(tmp_path):
     """The model's own sampling stands where a call says nothing; a wrong name is an error that names the file."""
     source = tiny_folder(tmp_path / "plain")
     assert Checkpoint.open(source).sampling == {}
+    unguided = {"token_guidance": 1.0}
     path = assemble(
         source,
         {},
         tmp_path / "own",
         name="own",
-        sampling={"temperature": 0.5, "token_guidance": 2.0, "preview_grid": False},
+        sampling={"temperature": 0.5, "token_guidance": 2.0, "preview_grid": False, "with_references": unguided},
     )
     assert Checkpoint.open(path).name == "own"
     pipeline = load(path)
@@ -433,10 +435,24 @@ def test_a_folder_may_say_how_its_tokens_are_best_drawn(tmp_path):
     assert asked.preview_codes.shape == (16, 16)
     with pytest.raises(UsageError, match="preview_grid"):
         pipeline.edit(asked.image, "b", preview_grid=False)
+    edited = pipeline.edit(asked.image, "b", steps=1, seed=1)[0].recipe.settings
+    referring = pipeline.generate("b", references=asked.image, size=64, steps=1, seed=1)[0].recipe.settings
+    for settings in (edited, referring):
+        assert (settings["temperature"], settings["token_guidance"]) == (0.5, 1.0)
+    assert pipeline.edit(asked.image, "b", steps=1, seed=1, token_guidance=3)[0].recipe.settings["token_guidance"] == 3
+    requests = [ImageRequest("b", (64, 64), 1, (asked.image,)), ImageRequest("a", (64, 64), 1)]
+    together = pipeline.make(requests, steps=1)
+    alone = [pipeline.make([request], steps=1)[0] for request in requests]
+    assert all(torch.equal(one.codes, other.codes) for one, other in zip(together, alone))
+    assert torch.equal(alone[1].codes, torch.as_tensor(first.codes))
     index = json.loads((path / "model_index.json").read_text())
     index["_arimage"]["sampling"] = {"temprature": 1}
     (path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"model_index.json.*temprature.*temperature"):
+        load(path).generate("a", size=64, steps=1)
+    index["_arimage"]["sampling"] = {"with_references": {"with_references": {}}}
+    (path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"model_index.json.*names 'with_references'"):
         load(path).generate("a", size=64, steps=1)
 
 
@@ -449,8 +465,23 @@ def test_a_sampling_default_is_read_as_what_it_is(text, value):
     assert type(next(iter(found.values()))) is type(value)
 
 
+def test_sampling_defaults_of_pictures_with_references_stand_by_themselves():
+    found = _sampling(["token_guidance=1.5", "with_references.token_guidance=1", "with_references.top_k=5"])
+    assert found == {"token_guidance": 1.5, "with_references": {"token_guidance": 1.0, "top_k": 5}}
+
+
 @pytest.mark.parametrize(
-    "text", ["preview_grid=0.5", "preview_grid=yes", "top_k=0.5", "top_p=much", "top_p", "other=1"]
+    "text",
+    [
+        "with_references=1",
+        "with_references.other=1",
+        "preview_grid=0.5",
+        "preview_grid=yes",
+        "top_k=0.5",
+        "top_p=much",
+        "top_p",
+        "other=1",
+    ],
 )
 def test_a_wrong_sampling_default_is_refused(text):
     with pytest.raises(UsageError, match="--sampling"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def assemble(
     path: str | Path,
     dtype: torch.dtype = torch.bfloat16,
     name: str | None = None,
-    sampling: Mapping[str, float] | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a folder like ``base`` with some networks taken from other folders.
 

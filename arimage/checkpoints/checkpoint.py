@@ -39,7 +39,7 @@ from arimage.checkpoints.text_tokenizer import TextTokenizer
 from arimage.checkpoints.weights import WeightFiles, fill, visible, write_weights
 from arimage.errors import CheckpointError, nearest
 from arimage.files import replaced_when_whole
-from arimage.options import names_of
+from arimage.options import WITH_REFERENCES, names_of
 from backends.private import unfilled
 from decoder.autoencoder import Autoencoder
 from decoder.glyph import GlyphEncoder
@@ -96,15 +96,16 @@ class Checkpoint:
         return (self._index.get(OUR_KEY) or {}).get("name") or repository(self.path) or self.path.resolve().name
 
     @property
-    def sampling(self) -> dict[str, float]:
-        """How this model's tokens are best drawn (``temperature``, ``top_p``, ...), where it differs from the format.
+    def sampling(self) -> dict[str, Any]:
+        """How this model's tokens are best drawn (``temperature``, ``top_p``, ...), where it differs from the format;
+        under ``with_references`` what differs once more for pictures with references.
 
         Raises:
             CheckpointError: it names something else than the options of visual tokens (:mod:`arimage.options`).
         """
         given = dict((self._index.get(OUR_KEY) or {}).get("sampling") or {})
         allowed = names_of("tokens")
-        for option in given:
+        for option in (*(name for name in given if name != WITH_REFERENCES), *given.get(WITH_REFERENCES, ())):
             if option not in allowed:
                 raise CheckpointError(
                     f"{self.path / 'model_index.json'}: {OUR_KEY}.sampling names {option!r}{nearest(option, allowed)}"
@@ -193,7 +194,7 @@ def save_checkpoint(
     max_shard_size: int | str = MAX_SHARD_SIZE,
     random: bool = False,
     name: str | None = None,
-    sampling: Mapping[str, float] | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint folder that the unmodified ``GlmImagePipeline.from_pretrained`` opens.
 
@@ -227,7 +228,7 @@ def update_checkpoint(
     random: bool = False,
     config: ModelConfig | None = None,
     name: str | None = None,
-    sampling: Mapping[str, float] | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a folder like ``source`` with some tensors replaced; the others are copied from it."""
     merged = {

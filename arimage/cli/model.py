@@ -1,7 +1,7 @@
 """``arimage init`` and ``arimage info``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -78,7 +78,10 @@ def assemble(
     name: Annotated[str | None, typer.Option("--name", help="What to call the model.")] = None,
     sampling: Annotated[
         list[str] | None,
-        typer.Option("--sampling", help="How its tokens are best drawn: temperature=0.7; may be repeated."),
+        typer.Option(
+            "--sampling",
+            help="How its tokens are best drawn: temperature=0.7, with_references.token_guidance=1; may be repeated.",
+        ),
     ] = None,
 ) -> None:
     """Put networks that were trained side by side into one checkpoint folder.
@@ -105,22 +108,26 @@ def assemble(
     print(run(base, chosen, output, getattr(torch, dtype), name, _sampling(sampling or [])))
 
 
-def _sampling(given: list[str]) -> dict[str, float] | None:
-    """``name=value`` of each, as numbers and truth values.
+def _sampling(given: list[str]) -> dict[str, Any] | None:
+    """``name=value`` of each, as numbers and truth values; those of pictures with references by themselves.
 
     Raises:
         UsageError: a name or a value is wrong.
     """
     from arimage.errors import UsageError, nearest
-    from arimage.options import OPTIONS, names_of
+    from arimage.options import OPTIONS, WITH_REFERENCES, names_of
 
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     for text in given:
         name, _, value = text.partition("=")
+        chosen = found
+        if name.startswith(f"{WITH_REFERENCES}."):
+            name = name.removeprefix(f"{WITH_REFERENCES}.")
+            chosen = found.setdefault(WITH_REFERENCES, {})
         if name not in names_of("tokens"):
             raise UsageError(f"--sampling: there is no {name!r}{nearest(name, names_of('tokens'))}")
         try:
-            found[name] = OPTIONS[name].parsed(value)
+            chosen[name] = OPTIONS[name].parsed(value)
         except UsageError as error:
             raise UsageError(f"--sampling: {error}") from None
     return found or None

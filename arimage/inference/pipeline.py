@@ -145,7 +145,7 @@ class ImagePipeline:
             followed = middle_of(sketch.flattened(), working)
             sketch = replace(sketch, notices=(*sketch.notices, *layout_notices(sketch, followed, bool(opened))))
         shared = tuple(picture.flattened() for picture in opened)
-        chosen = settings_from(options, self.checkpoint.sampling)
+        chosen = settings_from(options, self.checkpoint.sampling, bool(opened))
         asked = numbered(prompts, images_per_prompt, seed)
         revised, notices = _rewritten(prompts, "generate", options)
         requests = [
@@ -340,7 +340,7 @@ class ImagePipeline:
         else:
             working = output = parse_size(size, self.engine.limits)
         shared = tuple(picture.flattened() for picture in opened)
-        chosen = settings_from(options, self.checkpoint.sampling)
+        chosen = settings_from(options, self.checkpoint.sampling, references=True)
         if canvas.mask is None and chosen[2].feather != FEATHER:
             raise UsageError("feather needs a mask or outpaint, whose border it softens")
         needs_canvas = canvas.mask is not None or chosen[2].decoder.strength < 1
@@ -419,6 +419,8 @@ class ImagePipeline:
     def make(self, requests: Sequence[ImageRequest], **options: Unpack[Options]) -> list[EngineImage]:
         """Run any mixture of requests in one call, without recipes; for programs that make many pictures.
 
+        Where the model draws tokens in another way for pictures with references, those come after the others.
+
         Args:
             requests: what to make, see :class:`arimage.inference.requests.ImageRequest`.
             **options: see :class:`Options`; ``on_image`` is given :class:`arimage.inference.requests.EngineImage`.
@@ -429,10 +431,19 @@ class ImagePipeline:
         """
         if options.get("rewrite") is not None:
             raise UsageError("make takes prompts as they are: rewrite them first, with arimage.Rewriter")
-        _, _, settings = settings_from(options, self.checkpoint.sampling)
-        self._check(requests, settings)
+        alike: dict[Settings, list[int]] = {}
+        for place, request in enumerate(requests):
+            chosen = settings_from(options, self.checkpoint.sampling, bool(request.references))
+            alike.setdefault(chosen[2], []).append(place)
         on_image = cast("Callable[[EngineImage], None] | None", options.get("on_image"))
-        return self.engine.run(requests, settings, watching(options), options.get("on_preview"), on_image)
+        for settings, places in alike.items():
+            self._check([requests[place] for place in places], settings)
+        made: dict[int, EngineImage] = {}
+        for settings, places in alike.items():
+            own = [requests[place] for place in places]
+            images = self.engine.run(own, settings, watching(options), options.get("on_preview"), on_image)
+            made |= dict(zip(places, images))
+        return [made[place] for place in range(len(requests))]
 
     def _call(
         self,

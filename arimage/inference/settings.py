@@ -75,11 +75,14 @@ class Options(SamplingOptions, total=False):
     rewrite: Rewriter | str | None
 
 
-def settings_from(options: Options, of_checkpoint: Mapping[str, Any]) -> tuple[Tier, dict[str, Any], Settings]:
+def settings_from(
+    options: Options, of_checkpoint: Mapping[str, Any], references: bool = False
+) -> tuple[Tier, dict[str, Any], Settings]:
     """The tier and the settings that options ask for, by name and as the engine takes them.
 
     Args:
         of_checkpoint: the model's own way of drawing tokens, where options say nothing.
+        references: whether the pictures have some; the model's own way may be another then.
 
     Raises:
         UsageError: there is no such option, or a value is wrong.
@@ -88,5 +91,5 @@ def settings_from(options: Options, of_checkpoint: Mapping[str, Any]) -> tuple[T
     for name in options:
         if name not in known:
             raise UsageError(f"there is no option {name!r}{nearest(name, known)}")
-    tier, values = resolve(options, of_checkpoint)
+    tier, values = resolve(options, of_checkpoint, references)
     return tier, values, Settings.of(values)

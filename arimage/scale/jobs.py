@@ -171,7 +171,7 @@ class Table:
         defaults = {key: value for key, value in self.basis.options.items() if key in taken}
         arguments["options"] = recorded(defaults | given["settings"])
         refuse_misplaced(given["settings"], task, bool(sources))
-        tier, settings = resolve(arguments["options"], self.basis.sampling)
+        tier, settings = resolve(arguments["options"], self.basis.sampling, bool(sources))
         own = {
             "arguments": {key: value for key, value in arguments.items() if key not in ("sources", "mask", "options")},
             "sources": [_version(place) for place in arguments["sources"]],

@@ -247,7 +247,7 @@ class AutoregressiveObjective(Objective):
         loss = (totals / by_sample.index_add(0, owner[asked], weights)).mean()
         parts = {"loss": loss}
         if states is not None:
-            told = {}
+            told: Losses = {}
             if self.changes is not None:
                 told |= self._told_changes(batch["samples"], states[self.changes_layer - 1][0], lengths)
             if self.alignment is not None:

@@ -90,7 +90,12 @@ class Rewarder:
         self.config: RewardsConfig = config.rewarded
         self.networks = LiveNetworks(checkpoint, device, live, choose_dtype(None, device))
         self.engine = Engine(self.networks)
-        self.settings: Settings = settings_from(dict(self.config.options), checkpoint.sampling)[2]  # type: ignore[arg-type]
+        without, having = (
+            settings_from(dict(self.config.options), checkpoint.sampling, references)[2]  # type: ignore[arg-type]
+            for references in (False, True)
+        )
+        self.settings: Settings = without
+        self.settings_with_references: Settings = having
         drawn = next((source for source in config.data if source.scenes is not None), None)
         scenes = (None, None) if drawn is None else (drawn.assets, drawn.scenes)
         instruments = Instruments(*scenes, start=config.start)
@@ -106,9 +111,10 @@ class Rewarder:
         return any(not self.config.rewards[name].of_codes for name in names)
 
     def make(self, requests: Sequence[ImageRequest], settings: Settings | None = None) -> list[EngineImage]:
-        """Pictures as users get them."""
+        """Pictures of one prompt as users get them."""
+        usual = self.settings_with_references if requests and requests[0].references else self.settings
         with torch.autocast(self.device.type, enabled=False):
-            return self.engine.run(requests, settings or self.settings)
+            return self.engine.run(requests, settings or usual)
 
     def ask(
         self,
