@@ -380,7 +380,9 @@ def _named(sample: Mapping[str, Any], codes: SampleCodes) -> tuple[Tensor, Tenso
 
 def _is_version(sample: Mapping[str, Any], codes: SampleCodes) -> bool:
     """Whether a sample's target is a version of its last reference in which some codes are others."""
-    if not codes.references or "copied" in sample or "renamed" in sample or sample["task"] in ANOTHER_PICTURE:
+    if not codes.references or not sample["text"] or "copied" in sample or "renamed" in sample:
+        return False
+    if sample["task"] in ANOTHER_PICTURE:
         return False
     if codes.references[-1].shape != codes.targets[-1].shape:
         return False
