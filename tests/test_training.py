@@ -31,7 +31,6 @@ from arimage.images.provenance import read_recipe
 from arimage.inference.api import load
 from arimage.training import augmentation, signature, state
 from arimage.training.augmentation import DecoderBatch, crop_corners, with_copy_tasks
-from arimage.training.autoregressive import Alignment
 from arimage.training.bad_samples import BadSample, BadSamples
 from arimage.training.batches import StepBatches, loader
 from arimage.training.cache import CacheSource
@@ -41,6 +40,7 @@ from arimage.training.decoder import training_levels
 from arimage.training.examples import Example
 from arimage.training.guards import TrainingStopped, flattened
 from arimage.training.loop import Run, train
+from arimage.training.naming_heads import Alignment
 from arimage.training.objective import noise_of
 from arimage.training.objectives import build_objective
 from arimage.training.optimizer import learning_rate
@@ -501,6 +501,39 @@ def test_texts_and_the_codes_that_they_name_find_each_other(start: Path, assets:
     assert not any("alignment" in name for name in objective.states(objective.state_dict())["vision_language_encoder"])
 
 
+def test_a_stage_may_begin_with_a_head_that_recognises_names(
+    assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Codes and words of the stage's data are aligned before the first step."""
+    start = tiny_folder(tmp_path / "start", config=TEXT_FIRST)
+    settings = local_edits(assets, {"naming_head": {"layer": 1, "head": 0, "steps": 60, "prompts": 60}})
+    config = stage("autoregressive", start, assets, tmp_path / "run", **settings | {"batch_size": 4, "steps": 1})
+    run = Run(config)
+    run.start()
+    assert "aligning 60/60: alignment" in capsys.readouterr().out
+    model: Any = run.objective.model
+    attention = model.model.language_model.layers[1].self_attn
+    assert not attention.q_proj.weight[: attention.rotary].any()
+    assert attention.q_proj.weight[attention.rotary : attention.head_dim].any()
+    before = Checkpoint.open(start).autoregressive(device=CPU, dtype=torch.float32).state_dict()
+    changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    layer = "model.language_model.layers.1.self_attn."
+    parts = (
+        "q_proj.weight",
+        "q_proj.bias",
+        "k_proj.weight",
+        "k_proj.bias",
+        "v_proj.weight",
+        "v_proj.bias",
+        "o_proj.weight",
+    )
+    assert changed == {"model.language_model.embed_tokens.weight", *(layer + part for part in parts)}
+    for wrong, told in (({"layer": 9}, "there is no head 0 in a layer 9"), ({"head": 40}, "there is no head 40")):
+        more = {"autoregressive": {"naming_head": {"layer": 1, "steps": 1, "prompts": 8, **wrong}}}
+        with pytest.raises(UsageError, match=rf"autoregressive.naming_head: {told}"):
+            Run(stage("autoregressive", start, assets, tmp_path / "wrong", **settings | more)).start()
+
+
 def test_the_contrastive_loss_of_texts_and_codes_by_hand() -> None:
     alignment = Alignment(2, 2)
     with torch.no_grad():
@@ -510,10 +543,10 @@ def test_the_contrastive_loss_of_texts_and_codes_by_hand() -> None:
     codes = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
     texts = [torch.tensor([[-1.0, 1.0], [1.0, -1.0]]), torch.tensor([[-1.0, 1.0]])]
     told = alignment(codes, texts, torch.tensor([[True, False], [False, True]]))
-    by_code = (
-        math.log(1 + math.exp(-2)) + math.log(2)
-    ) / 2  # the nearest word counts; the second code is named by both
-    by_text = (math.log(2) + math.log(1 + math.exp(-2))) / 2
+    near, far = math.exp(1), math.exp(-1)  # exponentials of what a near and a far word count
+    both = near + far
+    by_code = (math.log((both + far) / both) + math.log((both + near) / near)) / 2
+    by_text = (math.log(2) + math.log((near + far) / near)) / 2
     assert float(told["alignment"].detach()) == pytest.approx((by_code + by_text) / 2, rel=1e-4)
 
 

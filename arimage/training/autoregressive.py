@@ -30,14 +30,16 @@ from arimage.checkpoints.model_config import ModelConfig
 from arimage.data.records import EncodedRecord
 from arimage.errors import UsageError
 from arimage.training.codes import code_vectors, encode_views, preview_view, reference_view, with_codes_renamed
-from arimage.training.config import TrainConfig
+from arimage.training.config import NamingHead, TrainConfig
 from arimage.training.copy_heads import initialize_copy_heads, initialize_induction_heads
 from arimage.training.examples import Example
+from arimage.training.naming_heads import Alignment, NamedCodes, ToldApart, align, initialize_naming_head
 from arimage.training.objective import Losses, Objective, generator
 from tokenizer.image_size import PIXELS_PER_TOKEN
 from tokenizer.semantic_tokenizer import SemanticTokenizer, half_size_pixels
 
 NAMES = 0
+TOLD_APART = 256  # edits to which a naming head is fitted
 ANOTHER_PICTURE = ("identity", "combine")  # edits whose target is no version of a reference
 
 
@@ -110,13 +112,16 @@ class AutoregressiveObjective(Objective):
             nn.init.zeros_(self.changes.weight)
             nn.init.zeros_(self.changes.bias)
         self.alignment: Alignment | None = None
-        if self.settings.alignment and self.settings.grpo is None and self.settings.dpo is None:
+        naming = self.settings.naming_head
+        if (self.settings.alignment or naming) and self.settings.grpo is None and self.settings.dpo is None:
+            what = "alignment" if naming is None else "naming_head"
             if config.lora is not None:
-                raise UsageError("autoregressive.alignment goes without lora, whose adapters are all that learns")
+                raise UsageError(f"autoregressive.{what} goes without lora, whose adapters are all that learns")
             if not vocabulary.text_first:
-                raise UsageError("autoregressive.alignment needs a model that reads the text first (text_first)")
-            self.alignment_layer = max(1, model.config.num_hidden_layers // 3)
-            self.alignment = Alignment(model.config.hidden_size).to(device)
+                raise UsageError(f"autoregressive.{what} needs a model that reads the text first (text_first)")
+            self.alignment_layer = max(1, model.config.num_hidden_layers // 3) if naming is None else naming.layer
+            free = model.config.head_dim - 2 * sum(model.config.mrope_section)
+            self.alignment = Alignment(model.config.hidden_size, free - 1).to(device)
 
     def sharded_modules(self) -> list[nn.Module]:
         return [module for module in self.model.modules() if isinstance(module, Layer)]
@@ -146,6 +151,47 @@ class AutoregressiveObjective(Objective):
                 initialize_induction_heads(self.model, self.settings.induction_heads, codes)
         except ValueError as error:
             raise UsageError(f"autoregressive.copy_heads, autoregressive.induction_heads: {error}") from None
+        if self.settings.naming_head is not None:
+            self._begin_with_names(self.settings.naming_head, batches)
+
+    def _begin_with_names(self, settings: NamingHead, batches: Any) -> None:
+        """Align the codes and the words of the stage's data, and let a head find the one by the other."""
+        assert self.alignment is not None
+        prompts: list[NamedCodes] = []
+        edits: list[ToldApart] = []
+        number = 0
+        while len(prompts) < settings.prompts or len(edits) < TOLD_APART:
+            batch = batches[number].tensors
+            number += 1
+            for sample, codes in zip(batch["samples"], self.encode(batch)):
+                named = _named(sample, codes)
+                if named is None or not len(named[0]):
+                    continue
+                words = torch.tensor([*self.vocabulary.prefix, *self.vocabulary.encode(sample["text"])])
+                prompts.append(NamedCodes(words, *named))
+                if len(edits) < TOLD_APART and _is_version(sample, codes):
+                    edits.append(self._told_apart(sample, codes, len(words)))
+            if number > settings.prompts + TOLD_APART:
+                raise UsageError(
+                    f"autoregressive.naming_head: {number} batches hold {len(edits)} edits that name a thing"
+                )
+        try:
+            align(self.model, self.alignment, prompts, settings.layer, settings.steps, self.config.seed)
+            initialize_naming_head(
+                self.model, settings.layer, settings.head, self.alignment, edits, self.vocabulary.codebook_size
+            )
+        except ValueError as error:
+            raise UsageError(f"autoregressive.naming_head: {error}") from None
+
+    def _told_apart(self, sample: Mapping[str, Any], codes: SampleCodes, words: int) -> ToldApart:
+        prompt = build_prompt(
+            self.vocabulary, sample["text"], target_grid(*sample["size"]), codes.references, preview=False
+        )
+        source = codes.references[-1].flatten()
+        changed, kept = _told_apart(codes)
+        sequence = training_sequence(prompt, codes.targets[-1:], self.vocabulary)
+        shown = source != source.mode().values
+        return ToldApart(sequence, words, prompt.references[-1], changed & shown, kept)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         samples: list[dict[str, Any]] = []
@@ -222,7 +268,7 @@ class AutoregressiveObjective(Objective):
             made.append(training_sequence(prompt, codes.targets, self.vocabulary))
             if self.changes is not None and _is_version(sample, codes):
                 sample["changed"] = prompt.references[-1], *_told_apart(codes)
-            if self.alignment is not None and (named := _named(sample, codes)) is not None:
+            if self.settings.alignment and self.alignment is not None and (named := _named(sample, codes)) is not None:
                 sample["named"] = named
                 sample["words"] = len(self.vocabulary.prefix) + len(self.vocabulary.encode(sample["text"]))
         return made
@@ -250,7 +296,7 @@ class AutoregressiveObjective(Objective):
             told: Losses = {}
             if self.changes is not None:
                 told |= self._told_changes(batch["samples"], states[self.changes_layer - 1][0], lengths)
-            if self.alignment is not None:
+            if self.settings.alignment:
                 told |= self._aligned(batch["samples"], states[self.alignment_layer - 1][0], lengths)
             for name in ("changes", "alignment"):
                 if self.training and name in told:
@@ -317,40 +363,6 @@ class AutoregressiveObjective(Objective):
     def states(self, weights: Mapping[str, Tensor]) -> dict[Component, dict[str, Tensor]]:
         own = {name: weight for name, weight in weights.items() if name.startswith("model.")}
         return {"vision_language_encoder": {name.removeprefix("model."): weight for name, weight in own.items()}}
-
-
-class Alignment(nn.Module):
-    """Texts and the codes that they name, in one space, as CLIP has pictures and captions (Radford et al. 2021,
-    arXiv:2103.00020); a code is as near to a text as to the nearest of its words (Khattab and Zaharia 2020,
-    arXiv:2004.12832)."""
-
-    def __init__(self, hidden_size: int, size: int = 64) -> None:
-        super().__init__()
-        self.codes = nn.Linear(hidden_size, size, bias=False)
-        self.words = nn.Linear(hidden_size, size, bias=False)
-        self.scale = nn.Parameter(torch.tensor(10.0).log())
-
-    def forward(self, codes: Tensor, texts: Sequence[Tensor], belongs: Tensor) -> Losses:
-        """``alignment``, the contrastive loss over a batch's codes and texts, and ``alignment_accuracy``, the share of
-        codes that find a text that names them.
-
-        Args:
-            codes: (C, hidden), their rows of the embedding.
-            texts: of each text the hidden states of its words, (words, hidden).
-            belongs: (C, texts) bool, whether a text names a code.
-        """
-        places = F.normalize(self.codes(F.layer_norm(codes.float(), codes.shape[-1:])), dim=-1)
-        words = torch.cat([text.float() for text in texts])
-        likeness = places @ F.normalize(self.words(F.layer_norm(words, words.shape[-1:])), dim=-1).T
-        nearest = [part.amax(dim=1) for part in likeness.split([len(text) for text in texts], dim=1)]
-        scores = torch.stack(nearest, dim=1) * self.scale.exp().clamp(max=50.0)
-        asked = belongs.any(dim=1)
-        right = scores.masked_fill(~belongs, -torch.inf).logsumexp(dim=1)[asked]
-        by_code = (scores.logsumexp(dim=1)[asked] - right).mean()
-        others = scores.masked_fill(belongs, -torch.inf).logsumexp(dim=0).expand_as(scores)
-        by_text = (torch.logaddexp(scores, others) - scores)[belongs].mean()
-        found = belongs.gather(1, scores.argmax(dim=1, keepdim=True))[asked]
-        return {"alignment": (by_code + by_text) / 2, "alignment_accuracy": found.float().mean()}
 
 
 def _told_apart(codes: SampleCodes) -> tuple[Tensor, Tensor]:

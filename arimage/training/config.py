@@ -199,6 +199,22 @@ class CopyHeads(_Strict):
     key_value_head: int = Field(0, ge=0)
 
 
+class NamingHead(_Strict):
+    """A head that begins by finding, at each code of a reference, the word of the prompt that names it.
+
+    Attributes:
+        layer: in which layer, counted from 0, above the first. What it finds only the layers above it can use.
+        head: of the layer's queries. It takes the place of what was there.
+        steps: of aligning codes and words before the first step (of 128 prompts; about half a second of a core each).
+        prompts: of the stage's data, that are read for that.
+    """
+
+    layer: int = Field(2, ge=1)
+    head: int = Field(0, ge=0)
+    steps: int = Field(420, ge=1)
+    prompts: int = Field(20_000, ge=1)
+
+
 class AutoregressiveTraining(_Strict):
     """Losses of the autoregressive model.
 
@@ -234,6 +250,8 @@ class AutoregressiveTraining(_Strict):
         alignment: weight of a third such task, contrastive: codes' rows of the embedding and a prompt's words, a third
             of the layers up, find each other among those of the batch. What a word names can then be recognised in a
             reference by attention alone. Needs a checkpoint that reads the text first.
+        naming_head: a head that begins so, the codes' rows being aligned with the words before the first step. Among
+            all other losses that takes very long. Needs a checkpoint that reads the text first.
         grpo: learn from rewards (the stage's ``reinforcement``) instead of from pictures.
         dpo: learn from pairs of a chosen and a rejected picture.
     """
@@ -252,6 +270,7 @@ class AutoregressiveTraining(_Strict):
     changes: float = Field(0.0, ge=0)
     changes_layer: int | None = Field(None, ge=1)
     alignment: float = Field(0.0, ge=0)
+    naming_head: NamingHead | None = None
     grpo: TokenPolicy | None = None
     dpo: Preferences | None = None
 
