@@ -45,7 +45,7 @@ def learnt() -> tuple[AutoregressiveModel, Alignment, list[str]]:
         for how in ("remove", "draw")
     ]
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    align(model, alignment, prompts, LAYER, 100, say=said.append)
+    align(model, alignment, prompts, LAYER, 200, say=said.append)
     rows = "model.language_model.embed_tokens.weight"
     changed = [name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])]
     assert changed == [rows]
@@ -57,7 +57,7 @@ def learnt() -> tuple[AutoregressiveModel, Alignment, list[str]]:
 
 def test_codes_find_the_texts_that_name_them(learnt: tuple[AutoregressiveModel, Alignment, list[str]]) -> None:
     said = learnt[2]
-    assert [line.split(":")[0] for line in said] == ["aligning 50/100", "aligning 100/100"]
+    assert [line.split(":")[0] for line in said] == [f"aligning {step}/200" for step in (50, 100, 150, 200)]
     assert float(said[-1].split("alignment_accuracy ")[1]) > 0.9
 
 

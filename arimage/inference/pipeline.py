@@ -431,10 +431,10 @@ class ImagePipeline:
         """
         if options.get("rewrite") is not None:
             raise UsageError("make takes prompts as they are: rewrite them first, with arimage.Rewriter")
-        alike: dict[Settings, list[int]] = {}
+        without, having = (settings_from(options, self.checkpoint.sampling, kind)[2] for kind in (False, True))
+        alike: dict[Settings, list[int]] = {without: []}
         for place, request in enumerate(requests):
-            chosen = settings_from(options, self.checkpoint.sampling, bool(request.references))
-            alike.setdefault(chosen[2], []).append(place)
+            alike.setdefault(having if request.references else without, []).append(place)
         on_image = cast("Callable[[EngineImage], None] | None", options.get("on_image"))
         for settings, places in alike.items():
             self._check([requests[place] for place in places], settings)

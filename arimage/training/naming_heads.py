@@ -25,7 +25,8 @@ from arimage.autoregressive.model import AutoregressiveModel, Layer
 AT_ONCE = 128  # prompts
 ROWS_RATE, SPACE_RATE, WARMUP = 8e-3, 3e-3, 20
 RIDGE = 1.0
-CONTRAST = 4.5  # by how much the score of what is named exceeds that of what is not
+CONTRAST = 4.5  # by how much, at least, the score of what is named exceeds that of what is not
+ABOVE_OTHERS = 6.0  # by how much, at least, the token before the reference exceeds tokens that match nothing
 NAMED = 4.0  # the entry of values that tells a word from anything else
 WRITTEN, CONTENT = 12.0, 2.0  # of that entry and of what the word means, against the outputs that were there
 
@@ -44,6 +45,10 @@ class Alignment(nn.Module):
         self.codes = nn.Linear(hidden_size, size, bias=False)
         self.words = nn.Linear(hidden_size, size, bias=False)
         self.scale = nn.Parameter(torch.tensor(10.0).log())
+        generator = torch.Generator().manual_seed(0)  # not the global one: a run begins the same wherever it is started
+        for projection in (self.codes, self.words):
+            with torch.no_grad():
+                projection.weight.copy_(torch.randn(size, hidden_size, generator=generator) / (3 * hidden_size) ** 0.5)
 
     def of_codes(self, rows: Tensor) -> Tensor:
         """Rows of the embedding (..., hidden) in the space, of length 1."""
@@ -195,8 +200,11 @@ def initialize_naming_head(
     named, kept = _scores(inputs, query, key, edits)
     if not named > kept:
         raise ValueError("what edits name is no nearer to their words than what they keep; align them for longer")
-    sharpness = (CONTRAST * size**0.5 / (named - kept)) ** 0.5
-    query[-1, -1] = (named + kept) / 2
+    middle = (named + kept) / 2
+    if not middle > 0:
+        raise ValueError("words and what they name are no nearer than chance; align them for longer")
+    sharpness = (size**0.5 * max(CONTRAST / (named - kept), ABOVE_OTHERS / middle)) ** 0.5
+    query[-1, -1] = middle
     shared = attention.heads // attention.shared
     own, keys = (slice(at * size, (at + 1) * size) for at in (head, head // shared))
     beside = [other for other in range(head // shared * shared, (head // shared + 1) * shared) if other != head]
