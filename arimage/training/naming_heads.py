@@ -110,16 +110,12 @@ def align(
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Draw the codes' rows and the words of prompts, ``layers`` up, together; the layers stay as they are."""
+    """Draw the codes' rows and the words of prompts, ``layers`` up, together; all other weights stay as they are."""
     embedding = model.model.language_model.embed_tokens.weight
-    frozen = [weight for weight in model.parameters() if weight.requires_grad and weight is not embedding]
-    for weight in frozen:
-        weight.requires_grad_(False)
     groups = [{"params": [embedding], "lr": ROWS_RATE}, {"params": list(alignment.parameters()), "lr": SPACE_RATE}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
     rates = [float(group["lr"]) for group in groups]  # type: ignore[arg-type]
     random = Random(f"align/{seed}")
-    text_rows = embedding.detach()[model.config.vision_vocab_size :].clone()
     told: dict[str, Tensor] = {}
     for step in range(steps):
         for group, rate in zip(optimizer.param_groups, rates):
@@ -130,14 +126,10 @@ def align(
             optimizer.zero_grad()
             told["alignment"].backward()
             optimizer.step()
-        with torch.no_grad():
-            embedding[model.config.vision_vocab_size :] = text_rows
         if step % 50 == 49 or step == steps - 1:
             figures = ", ".join(f"{name} {float(value.detach()):.3g}" for name, value in told.items())
             say(f"aligning {step + 1}/{steps}: {figures}")
     embedding.grad = None
-    for weight in frozen:
-        weight.requires_grad_(True)
 
 
 def _aligned(
@@ -147,9 +139,10 @@ def _aligned(
     lengths = [len(one.words) for one in prompts]
     tokens = torch.cat([one.words for one in prompts])[None].to(embedding.device)
     positions = torch.cat([torch.arange(length) for length in lengths]).expand(3, 1, -1)
-    rope, hidden = model.rotation(positions), embedding[tokens]
-    for layer in model.model.language_model.layers[:layers]:
-        hidden = layer(hidden, rope, lengths)
+    with torch.no_grad():
+        rope, hidden = model.rotation(positions), embedding[tokens]
+        for layer in model.model.language_model.layers[:layers]:
+            hidden = layer(hidden, rope, lengths)
     codes = torch.cat([part for one in prompts for part in (one.named, one.beside)]).unique()
     belongs = torch.stack([torch.isin(codes, one.named) for one in prompts], dim=1).to(embedding.device)
     return alignment(embedding[codes.to(embedding.device)], hidden[0].split(lengths), belongs)
