@@ -26,7 +26,7 @@ class OwnData(Sequence[Sample]):
 
     Args:
         index: file of the index; by default beside the data, or in the user's cache.
-        verify, processes, on_shard: see :func:`arimage.data.indexing.build_index`.
+        verify, processes, on_shard, every_file: see :func:`arimage.data.indexing.build_index`.
         cache: keeps copies of remote shards.
 
     Attributes:
@@ -45,11 +45,14 @@ class OwnData(Sequence[Sample]):
         verify: bool = False,
         processes: int | None = None,
         on_shard: OnShard | None = None,
+        every_file: bool = True,
         cache: ShardCache | None = None,
     ) -> None:
         self.path = str(path)
         self.index_file = None if index is None else Path(index)
-        self.entries = build_index(self.path, self.index_file, verify=verify, processes=processes, on_shard=on_shard)
+        self.entries = build_index(
+            self.path, self.index_file, verify=verify, processes=processes, on_shard=on_shard, every_file=every_file
+        )
         self.storage, _ = open_place(self.path, cache)
         if all(shard.about.get("broken") for shard in self.entries.shards):
             row, fault, key = self.entries.faulty(1)[0]

@@ -34,6 +34,7 @@ from arimage.data.records import Unreachable, reason
 from arimage.data.rows import Facts
 from arimage.data.shards import FORMS, find_shards, open_place
 from arimage.data.storage import ASKED_AT_ONCE, Storage
+from arimage.data.unchanged import remember, unchanged
 from arimage.errors import ArimageError, DataError
 
 NAME = ".arimage-index.parquet"
@@ -51,6 +52,7 @@ def build_index(
     verify: bool = False,
     processes: int | None = None,
     on_shard: OnShard | None = None,
+    every_file: bool = True,
 ) -> Index:
     """The index of a data set: the one that is there, brought up to date, or a new one.
 
@@ -59,19 +61,26 @@ def build_index(
         verify: decode all pixels, not headers alone, and find duplicates.
         processes: that share the work; by default as many as there are cores.
         on_shard: is told how many shards are done, and of how many; by default a line says so from time to time.
+        every_file: look at every file also of many thousands of local pictures, where the times of their folders show
+            all changes but those of files that were written over in place (:mod:`arimage.data.unchanged`).
 
     Raises:
         DataError: there is no data, or storage does not answer.
         ArimageError: the index cannot be written.
     """
     storage, alone = open_place(path)
+    places = _places(storage, alone, file)
+    record = _kept(storage, alone, "folders.json")
+    if not every_file and not verify and (old := _newest(places)) is not None and unchanged(storage, old, record):
+        return old
     shards = find_shards(storage, alone)
     if not shards:
         raise DataError(f"{path} holds no pictures with captions; the forms that are read are in docs/data.md")
     for _ in range(3):
         try:
-            build = _Build(storage, shards, _places(storage, alone, file), verify)
-            return build.run(processes, on_shard or _lines(path))
+            index = _Build(storage, shards, places, verify).run(processes, on_shard or _lines(path))
+            remember(storage, shards, index, record)
+            return index
         except FileNotFoundError:  # another process put the parts together at the same time
             continue
     raise DataError(f"the parts of the index of {path} vanish while they are put together")
@@ -94,20 +103,25 @@ def _places(storage: Storage, alone: str, file: Path | None) -> list[Path]:
     """Where the index of a place may be, the best place first."""
     if file is not None:
         return [Path(file)]
-    from arimage.checkpoints.embedded import cache_folder  # late: processes that share the work have no use for it
-
-    identity = hashlib.sha256(f"{storage.url}\0{alone}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    kept = cache_folder() / "indexes" / f"{identity}.parquet"
+    kept = _kept(storage, alone, "parquet")
     if not storage.local:
         return [kept]
     beside = Path(storage.root) / (f".{alone}{NAME}" if alone else NAME)
     return [beside, kept]
 
 
+def _kept(storage: Storage, alone: str, suffix: str) -> Path:
+    """A file about a place in the user's cache."""
+    from arimage.checkpoints.embedded import cache_folder  # late: processes that share the work have no use for it
+
+    identity = hashlib.sha256(f"{storage.url}\0{alone}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return cache_folder() / "indexes" / f"{identity}.{suffix}"
+
+
 class _Build:
     def __init__(self, storage: Storage, shards: list[Shard], places: list[Path], verify: bool) -> None:
         self.storage, self.shards, self.verify = storage, shards, verify
-        self.old = next((index for index in map(_opened, places) if index is not None), None)
+        self.old = _newest(places)
         self.file = next((place for place in places if _writable(place.parent)), places[-1])
         self.folder = self.file.with_name(f"{self.file.name}.parts")
         self.known: dict[tuple[Any, ...], int] = {}
@@ -243,6 +257,11 @@ def _regrouped(tables: Iterator[Any], rows: int) -> Iterator[Any]:
             count -= rows
     if count:
         yield arrow().concat_tables(kept)
+
+
+def _newest(places: Sequence[Path]) -> Index | None:
+    """The index that is there, at the best of its places."""
+    return next((index for index in map(_opened, places) if index is not None), None)
 
 
 def _opened(file: Path) -> Index | None:

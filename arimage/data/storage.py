@@ -30,6 +30,7 @@ LONGEST_PAUSE = 30.0
 STILL_WAITING = 60.0
 OPEN_FILES = 64
 FAILED_FOR = 60.0
+SETTLED = 2.0  # seconds, see settled()
 ASKED_AT_ONCE = 16
 STAMPS = (
     "ETag", "etag", "blob_id", "oid", "checksum", "md5", "Content-MD5", "Digest", "LastModified", "Last-Modified",
@@ -110,6 +111,8 @@ class Storage:
     Attributes:
         root: the path without its protocol.
         local: whether it lies on a local disk.
+        folders: of a local place, the folders that were listed last and their times (``st_mtime_ns``) before that; 0
+            for a folder that had just been changed, so that its time would not tell whether it was again.
 
     Raises:
         DataError: fsspec is missing or does not know the protocol.
@@ -121,6 +124,7 @@ class Storage:
         self._handles: OrderedDict[str, int] = OrderedDict()
         self._failed: dict[str, tuple[float, Unreachable]] = {}
         self._guard = threading.Lock()
+        self.folders: dict[str, int] = {}
         from_files, self.root = self._opened()
         self.local = type(from_files).__name__ == "LocalFileSystem"
         self.root = self.root.rstrip("/") or "/"
@@ -166,7 +170,8 @@ class Storage:
     def listed(self) -> list[Listed]:
         """All files in the order of their names, without hidden ones."""
         if self.local:
-            found = list(_local_files(self.root, "", ()))
+            self.folders = {}
+            found = list(_local_files(self.root, "", (), self.folders))
         else:
             inside = patiently(lambda: self.files.find(self.root, detail=True), self.url)
             names = {path: path.removeprefix(self.root).lstrip("/") for path in inside}
@@ -289,13 +294,24 @@ class Storage:
         return handle
 
 
-def _local_files(root: str, folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[Listed]:
-    """Files below a local folder, through links to folders too, unless they lead in a circle."""
+def settled(changed: int) -> bool:
+    """Whether a time (``st_mtime_ns``) is so long ago that a change now would give another one, also where file
+    systems count in whole seconds."""
+    return time.time_ns() - changed > SETTLED * 1e9
+
+
+def _local_files(root: str, folder: str, above: tuple[tuple[int, int], ...], times: dict[str, int]) -> Iterator[Listed]:
+    """Files below a local folder, through links to folders too, unless they lead in a circle.
+
+    Args:
+        times: is given each folder's, as it was before the folder was listed.
+    """
     place = f"{root.rstrip('/')}/{folder}" if folder else root
     try:
         here = os.stat(place)
         if (here.st_dev, here.st_ino) in above:
             return
+        times[folder] = here.st_mtime_ns if settled(here.st_mtime_ns) else 0
         entries = list(os.scandir(place))
     except OSError as error:
         raise DataError(f"{place} cannot be opened: {reason(error)}") from None
@@ -305,7 +321,7 @@ def _local_files(root: str, folder: str, above: tuple[tuple[int, int], ...]) -> 
         name = f"{folder}/{entry.name}" if folder else entry.name
         with suppress(FileNotFoundError):  # a link to nothing
             if entry.is_dir():
-                yield from _local_files(root, name, (*above, (here.st_dev, here.st_ino)))
+                yield from _local_files(root, name, (*above, (here.st_dev, here.st_ino)), times)
             else:
                 about = entry.stat()
                 yield Listed(name, about.st_size, str(about.st_mtime_ns))

@@ -91,7 +91,7 @@ class _OwnSource:
         if config.shard_cache is not None:
             cache = ShardCache(Path(config.shard_cache), int(config.shard_cache_gb * 1e9))
         self.config, self.name = config, config.path
-        self.data = OwnData(config.path, config.index, cache=cache)
+        self.data = OwnData(config.path, config.index, every_file=False, cache=cache)
         self.size, index = len(self.data), self.data.entries
         self.threads = 1 if self.data.storage.local else REMOTE_THREADS
         self.buckets = tuple(dict.fromkeys(size for side in config.sides for size in bucket_sizes(side)))
@@ -221,4 +221,4 @@ def make_indexes(sources: Iterable[SourceConfig]) -> None:
     """
     for source in sources:
         if source.path is not None:
-            build_index(source.path, None if source.index is None else Path(source.index))
+            build_index(source.path, None if source.index is None else Path(source.index), every_file=False)
