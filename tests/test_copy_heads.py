@@ -9,7 +9,7 @@ import torch
 from arimage.autoregressive.layout import Grid, build_prompt, training_sequence
 from arimage.autoregressive.model import AutoregressiveModel
 from arimage.checkpoints.model_config import ModelConfig
-from arimage.training.copy_heads import initialize_copy_heads, initialize_induction_heads
+from arimage.training.copy_heads import _directions, initialize_copy_heads, initialize_induction_heads
 from arimage.yaml_files import load_yaml
 from tests.tiny import VOCABULARY, random_codes
 
@@ -91,23 +91,32 @@ def test_without_a_text_in_front_or_a_layer_there_are_none(model: Autoregressive
 
 @torch.no_grad()
 def test_induction_heads_find_a_thing_that_stands_elsewhere() -> None:
-    """A moved block: queries inside it attend to the cell of the reference that comes next, by the cell before it
-    (first head) or by the one above (third), thirty times as often as by chance."""
+    """Moved blocks: queries inside one attend to the cell of the reference that comes next, by the cell before it
+    (first head) or by the one above (third), thirty and fifteen times as often as by chance."""
     model = fresh_model()
     codes = model.model.language_model.embed_tokens.weight[: TEXT_FIRST.codebook_size]
     initialize_induction_heads(model, (0, 1), codes)
+    right = torch.tensor([_found_elsewhere(model, seed) for seed in range(10)]).mean(dim=0)
+    assert right[0] > 0.5
+    assert right[1] > 0.25
+
+
+def _found_elsewhere(model: AutoregressiveModel, seed: int) -> tuple[float, float]:
+    """The share of cells inside a moved block whose queries find the cell that comes next, of the two heads."""
     reference, target = torch.full(tuple(GRID), 7), torch.full(tuple(GRID), 9)
-    block = 10 + torch.randperm(50, generator=torch.Generator().manual_seed(0))[:20].reshape(4, 5)
+    block = 10 + torch.randperm(50, generator=torch.Generator().manual_seed(seed))[:20].reshape(4, 5)
     reference[1:5, 0:5], target[3:7, 2:7] = block, block
     prompt = build_prompt(TEXT_FIRST, "move it", GRID, [reference], preview=False)
     sequence = training_sequence(prompt, [target], TEXT_FIRST)
     seen: list[torch.Tensor] = []
     layer = model.model.language_model.layers[1]
-    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     model(sequence.tokens[None], sequence.positions[:, None], [len(sequence.tokens)])
+    hook.remove()
     rope = model.rotation(sequence.positions[:, None])
     query, key, _ = layer.self_attn.project(layer.input_layernorm(seen[0]), rope)
     start = int((prompt.tokens == TEXT_FIRST.image_start).nonzero()[0]) + 1
+    shares = []
     for head, shared, rows in ((0, 0, range(3, 7)), (2, 1, range(4, 7))):
         places = [(row, column) for row in rows for column in range(2, 6)]
         at = torch.tensor([len(prompt.tokens) + row * 8 + column for row, column in places])
@@ -115,7 +124,19 @@ def test_induction_heads_find_a_thing_that_stands_elsewhere() -> None:
         scores = query[0, at, head] @ key[0, :, shared].T
         visible = torch.arange(scores.shape[1])[None] < len(prompt.tokens)
         found = scores.masked_fill(~visible, -torch.inf).argmax(dim=1)
-        assert (found == wanted).float().mean() > 0.45
+        shares.append(float((found == wanted).float().mean()))
+    return shares[0], shares[1]
+
+
+def test_what_codes_leave_open_is_not_left_to_rounding() -> None:
+    """Directions are the same where another processor rounds otherwise: signs, and rows behind the codes' rank."""
+    draw = torch.Generator().manual_seed(0)
+    codes = torch.randn(512, 24, generator=draw) @ torch.randn(24, 64, generator=draw)
+    rounded = codes * (1 + 1e-7 * torch.randn(codes.shape, generator=draw))
+    (found, rank), (others, _) = _directions(codes, 32), _directions(rounded, 32)
+    assert rank == 24
+    assert found == pytest.approx(others, abs=1e-4)
+    assert found @ found.T == pytest.approx(torch.eye(64), abs=1e-5)
 
 
 def test_induction_heads_need_two_layers(model: AutoregressiveModel) -> None:

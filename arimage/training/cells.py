@@ -16,11 +16,13 @@ from arimage.data.scenes.cells import cells_of, flat, letter_cells
 from arimage.data.scenes.draw import background, draw
 from arimage.data.scenes.spec import Background, Shade, scene_spec
 from arimage.errors import DataError
+from arimage.training.axes import principal_axes
 from tokenizer.semantic_tokenizer import half_size_pixels
 
 NEUTRAL = Background("plain", Shade("neutral", (128, 128, 128)))
 TRACE = 0.12
 RESEEDED = 0.02
+NO_DISTANCE = 1e-12  # of points that have a centre of their own
 
 
 def neutral_view(record: Record, view: Tensor, assets: Assets, patch: int) -> tuple[Tensor, Tensor]:
@@ -83,7 +85,10 @@ class Classes(torch.nn.Module):
 
     @torch.no_grad()
     def fit(self, cells: Tensor, weights: Tensor, own: Tensor, iterations: int, seed: int) -> float:
-        """Find the classes of (N, pixels) different cells.
+        """Find the classes of (N, pixels) different cells, the same ones on every processor.
+
+        In double precision, so that cells which have a centre of their own are at distance 0 and not at one of
+        rounding, by which starting centres would be drawn.
 
         Args:
             weights: of each cell, (N,).
@@ -93,29 +98,30 @@ class Classes(torch.nn.Module):
             The root of the weighted mean square by which pixels differ from their class's centre.
         """
         generator = torch.Generator().manual_seed(seed)
-        share = weights / weights.sum()
-        self.mean.copy_(share @ cells)
-        centred = cells - self.mean
-        spread = (centred * share[:, None]).T @ centred
-        _, vectors = torch.linalg.eigh(spread)
-        self.basis.copy_(vectors.flip(1)[:, : self.basis.shape[1]])
-        points = centred @ self.basis
+        cells, share = cells.double(), weights.double() / weights.double().sum()
+        mean = share @ cells
+        centred = cells - mean
+        _, axes = principal_axes((centred * share[:, None]).T @ centred)
+        basis = axes[: self.basis.shape[1]].T
+        points = centred @ basis
         fixed = points[own][: len(self.centers)]
         rest, rest_share = points[~own], share[~own]
         centers = _spread_out(rest, rest_share, fixed, len(self.centers), generator)
         for _ in range(iterations):
             distance, nearest = _nearest(rest, centers)
-            total = torch.zeros(len(centers)).index_add_(0, nearest, rest_share)
+            total = torch.zeros(len(centers), dtype=points.dtype).index_add_(0, nearest, rest_share)
             moved = torch.zeros_like(centers).index_add_(0, nearest, rest * rest_share[:, None])
             filled = total > 0
             filled[: len(fixed)] = False
             centers[filled] = moved[filled] / total[filled, None]
+            far = distance * rest_share
             empty = (total == 0).nonzero()[:, 0]
-            empty = empty[empty >= len(fixed)][: len(rest)]
-            centers[empty] = rest[(distance * rest_share).topk(len(empty)).indices]
-        self.centers.copy_(centers)
+            empty = empty[empty >= len(fixed)][: int((far > NO_DISTANCE).sum())]
+            centers[empty] = rest[far.topk(len(empty)).indices]
         distance, _ = _nearest(points, centers)
-        left = (centred - points @ self.basis.T).square().sum(dim=1)
+        left = (centred - points @ basis.T).square().sum(dim=1)
+        for buffer, found in ((self.mean, mean), (self.basis, basis), (self.centers, centers)):
+            buffer.copy_(found)
         return float(((distance + left) * share).sum() / cells.shape[1]) ** 0.5
 
     @torch.no_grad()
@@ -135,17 +141,21 @@ def _spread_out(points: Tensor, share: Tensor, fixed: Tensor, count: int, genera
     """``count`` starting centres, ``fixed`` first, the others drawn far from each other.
 
     k-means++ (Arthur & Vassilvitskii 2007), many at a time: a share of the centres, drawn by squared distance, before
-    distances are taken again.
+    distances are taken again. Centres for which no point is left lie where points could be.
     """
     centers = fixed
-    distance = _nearest(points, centers)[0] if len(centers) else torch.ones(len(points))
+    distance = _nearest(points, centers)[0] if len(centers) else torch.ones_like(share)
     while len(centers) < count:
-        many = min(count - len(centers), max(1, round(RESEEDED * count)))
-        chance = (distance * share).clamp(min=1e-12)
-        chosen = torch.multinomial(chance, min(many, len(points)), generator=generator)
+        chance = distance * share
+        chance[chance <= NO_DISTANCE] = 0
+        many = min(count - len(centers), max(1, round(RESEEDED * count)), int((chance > 0).sum()))
+        if not many:
+            break
+        chosen = torch.multinomial(chance, many, generator=generator)
         centers = torch.cat([centers, points[chosen]])
         distance = torch.minimum(distance, _nearest(points, points[chosen])[0])
-    return centers.clone()
+    spare = torch.randn(count - len(centers), points.shape[1], generator=generator, dtype=points.dtype)
+    return torch.cat([centers, points.mean(dim=0) + points.std(dim=0) * spare])
 
 
 def _nearest(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from arimage.autoregressive.config import TextModelConfig
 from arimage.autoregressive.layout import Grid, build_prompt
 from arimage.autoregressive.model import AutoregressiveModel, Layer
 from arimage.autoregressive.vocabulary import Vocabulary
+from arimage.training.axes import principal_axes, signed
 
 SCALE = 3.0  # length of a query's and of a key's bias in each pair of rotated entries
 CONTENT = 0.3  # what is left of the weights of queries and keys, so that positions decide at first
@@ -149,9 +150,16 @@ def _angles(config: TextModelConfig, distance: tuple[float, float, float]) -> Te
 
 
 def _directions(codes: Tensor, most: int) -> tuple[Tensor, int]:
-    """(hidden_size, hidden_size) orthonormal rows, and how many of the first hold the codes, at most ``most``."""
-    _, lengths, rows = torch.linalg.svd(codes.float(), full_matrices=True)
-    return rows, min(int((LEAST_SHARE * lengths[0] < lengths).sum()), most)
+    """(hidden_size, hidden_size) orthonormal rows, and how many of the first hold the codes, at most ``most``.
+
+    The same on every processor: what codes leave open, signs and the rows behind their rank, is not left to rounding.
+    """
+    values, rows = principal_axes(codes.double().T @ codes.double())
+    held = int((LEAST_SHARE**2 * values[0] < values).sum())
+    stream = torch.Generator().manual_seed(0)
+    rest = torch.randn(len(rows), len(rows) - held, generator=stream, dtype=rows.dtype)
+    trailing = torch.linalg.qr(rest - rows[:held].T @ (rows[:held] @ rest)).Q.T
+    return torch.cat([rows[:held], signed(trailing)]).to(codes.dtype), min(held, most)
 
 
 def _circle(angles: Tensor) -> Tensor:

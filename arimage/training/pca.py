@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arimage.training.axes import principal_axes
+
 CONSTANT = 20.0
 POWER = 0.75
 PATCHES = 30_000
@@ -54,8 +56,8 @@ def initialize_from_pca(network: Any, patches: Tensor, seed: int = 0) -> float:
             shortcut.weight[range(count), range(count)] = 1
     points = kept[:, :, 0, 0]
     mean = points.mean(dim=0)
-    values, vectors = torch.linalg.eigh((points - mean).T @ (points - mean) / len(points))
-    values, vectors = values.flip(0)[:latents], vectors.flip(1)[:, :latents]
+    values, axes = principal_axes((points - mean).T @ (points - mean) / len(points))
+    values, vectors = values[:latents].float(), axes[:latents].T.float()
     _read_out(encoder, (vectors * values.sqrt() ** -POWER).T, mean)
     left = (points - mean).square().sum(dim=1) - ((points - mean) @ vectors).square().sum(dim=1)
     lost = patches.square().flatten(1).sum(dim=1) - points.square().sum(dim=1)
@@ -69,8 +71,7 @@ def _components(values: Tensor, most: int) -> tuple[Tensor, Tensor]:
     if parts.shape[1] <= most:
         return torch.eye(parts.shape[1]), parts
     rows = parts.transpose(0, 1).flatten(1)
-    _, vectors = torch.linalg.eigh(rows @ rows.T / rows.shape[1])
-    matrix = vectors.flip(1)[:, :most].T
+    matrix = principal_axes(rows @ rows.T / rows.shape[1])[1][:most].float()
     return matrix, torch.einsum("kc,nchw->nkhw", matrix, parts)
 
 
