@@ -59,6 +59,7 @@ class NoEffect:
 WITH_REFERENCES = "with_references"
 GREEDY = NoEffect("temperature", 0, "temperature=0 takes the most likely token")
 UNGUIDED = NoEffect("guidance", 1, "guidance=1 is no guidance")
+DRAFTLESS = NoEffect("draft_side", 0, "draft_side=0 makes no draft")
 
 
 @dataclass(frozen=True)
@@ -314,6 +315,28 @@ class SamplingOptions(TypedDict, total=False):
             half="tokens",
             tasks=("generate", "upscale"),
             not_with_references="the format gives them no preview",
+        ),
+    ]
+    draft_side: Annotated[
+        int,
+        Option(
+            "Make pictures of more pixels than a square of this side as a draft of about that many first, and enlarge "
+            "it: for a model whose tokens were trained at one size; 0 makes none",
+            default=0,
+            half="tokens",
+            range=Range("[0, inf)"),
+            tasks=("generate", "edit"),
+        ),
+    ]
+    draft_strength: Annotated[
+        float,
+        Option(
+            "Share of the diffusion that an enlarged draft goes through",
+            default=0.5,
+            half="tokens",
+            range=Range("(0, 1]"),
+            idle=DRAFTLESS,
+            tasks=("generate", "edit"),
         ),
     ]
 

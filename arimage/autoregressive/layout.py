@@ -51,11 +51,13 @@ def target_grid(height: int, width: int) -> Grid:
 
 def preview_grid(target: Grid) -> Grid:
     """The preview of a target: the same aspect ratio in about 256 cells, at least one a side."""
+    return grid_of_aspect(target, PREVIEW_SIDE)
+
+
+def grid_of_aspect(target: Grid, side: int) -> Grid:
+    """The aspect ratio of a target in about as many cells as a square of ``side`` has, at least one a side."""
     ratio = target.height / target.width
-    return Grid(
-        max(1, int(math.sqrt(ratio) * PREVIEW_SIDE)),
-        max(1, int(math.sqrt(1 / ratio) * PREVIEW_SIDE)),
-    )
+    return Grid(max(1, int(math.sqrt(ratio) * side)), max(1, int(math.sqrt(1 / ratio) * side)))
 
 
 class Region(IntEnum):

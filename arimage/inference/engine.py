@@ -10,7 +10,7 @@ latents.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from arimage.autoregressive.generation import TOKEN_BATCH, UNCONSTRAINED, TokenProgress, TokenRequest, generate_grids
-from arimage.autoregressive.layout import Prompt, build_prompt, preview_grid, target_grid
+from arimage.autoregressive.layout import Grid, Prompt, build_prompt, grid_of_aspect, preview_grid, target_grid
 from arimage.images.masks import FEATHER
 from arimage.images.sizes import resized
 from arimage.inference.networks import Networks
@@ -50,22 +50,26 @@ class Encoded:
 
     Attributes:
         seed: of the picture.
-        tokens: what is to be generated; None where the codes are given.
-        preview: the codes of the preview grid where only those are given.
+        tokens: what is to be generated; None where there are codes.
+        codes: that are given, or those of an enlarged draft.
+        preview: the codes of the preview grid where they are given.
         glyphs, negative_glyphs: (L, E) embeddings of the prompt's quoted texts, and of the negative text.
         references: latents and codes of the pictures that the prompt refers to.
         known: latents of what is protected, and where.
         start_latents: (C, 4h, 4w) where ``strength`` below 1 starts from.
+        strength: of this picture, where it is not that of the settings.
     """
 
     seed: int
     tokens: TokenRequest | None
     glyphs: Tensor
     negative_glyphs: Tensor
+    codes: Tensor | None = None
     preview: Tensor | None = None
     references: tuple[Reference, ...] = ()
     known: KnownRegion | None = None
     start_latents: Tensor | None = None
+    strength: float | None = None
 
     def to(self, device: torch.device | str) -> "Encoded":
         """With what is large on a device; on the CPU it can travel."""
@@ -73,6 +77,7 @@ class Encoded:
             self,
             glyphs=self.glyphs.to(device),
             negative_glyphs=self.negative_glyphs.to(device),
+            codes=None if self.codes is None else self.codes.to(device),
             preview=None if self.preview is None else self.preview.to(device),
             references=tuple(Reference(one.latents.to(device), one.codes.to(device)) for one in self.references),
             known=None
@@ -129,7 +134,7 @@ class Engine:
         every ``preview_every`` steps. What a callback raises ends the call; nothing is left half done, and pictures
         that are through with diffusion are still handed over.
         """
-        encoded = self.encode(requests, settings)
+        encoded = self.encode(requests, settings, on_progress)
         work = _Work(requests, settings, encoded, on_progress, on_preview, estimates)
         finished: list[EngineImage] = []
 
@@ -139,7 +144,7 @@ class Engine:
                 on_image(image)
 
         for group in _batches(range(len(requests)), TOKEN_BATCH):
-            codes = self._generate_tokens(requests, encoded, settings, group, on_progress)
+            codes = self._generate_tokens(encoded, settings, group, on_progress)
             self._show_preview_grids(work, codes)
             # Each picture is rendered as soon as it is decoded, unless that means reading networks anew.
             for turn in _batches(group, len(group) if self.networks.placement == "sequential" else 1):
@@ -156,44 +161,86 @@ class Engine:
     def draw_tokens(
         self, requests: Sequence[ImageRequest], settings: Settings, on_progress: ProgressCallback | None = None
     ) -> list[ImageRequest]:
-        """The requests with their codes, of which :meth:`run` makes the pictures that it makes without.
+        """The requests with their codes, of which :meth:`run` makes the pictures that it makes without; where there is
+        a draft, the codes are its.
 
         So tokens of pictures that have little to do with each other are generated in one batch.
         """
-        encoded = self.encode(requests, settings)
+        asked = [_draft_of(request) or request for request in requests]
+        encoded = self.encode(asked, settings)
         codes: dict[int, list[Tensor]] = {}
-        for group in _batches(range(len(requests)), TOKEN_BATCH):
-            codes |= self._generate_tokens(requests, encoded, settings, group, on_progress)
+        for group in _batches(range(len(asked)), TOKEN_BATCH):
+            codes |= self._generate_tokens(encoded, settings, group, on_progress)
+        drawn = [
+            replace(one, codes=codes[i][-1], preview_codes=codes[i][0] if len(codes[i]) > 1 else None)
+            for i, one in enumerate(asked)
+        ]
         return [
-            replace(request, codes=codes[i][-1], preview_codes=codes[i][0] if len(codes[i]) > 1 else None)
-            for i, request in enumerate(requests)
+            one if _draft_of(request) is None else replace(request, draft=one) for one, request in zip(drawn, requests)
         ]
 
-    def encode(self, requests: Sequence[ImageRequest], settings: Settings) -> list[Encoded]:
-        """The first stage: layouts, references, canvases and glyph texts; each picture is encoded once a size."""
+    def with_draft(self, request: ImageRequest, settings: Settings) -> ImageRequest:
+        """The request with a draft, where the settings ask for one at its size and its codes are still to be drawn.
+
+        References are shown to a draft at its own scale.
+        """
+        grid, side = target_grid(*request.size), settings.draft_side // PIXELS_PER_TOKEN
+        given = (request.codes, request.fixed, request.preview_codes, request.layout, request.draft)
+        if not side or grid.cells <= side * side or any(one is not None for one in given):
+            return request
+        small = _pixels_of(grid_of_aspect(grid, side))
+        references = tuple(self._at_most(picture, side) for picture in request.references)
+        return replace(request, draft=replace(request, size=small, output_size=None, references=references))
+
+    def _at_most(self, reference: Image.Image, side: int) -> Image.Image:
+        """A reference in at most about ``side`` times ``side`` cells."""
+        grid = target_grid(*self._source_key(reference)[1])
+        return resized(reference, _pixels_of(grid_of_aspect(grid, side))) if grid.cells > side * side else reference
+
+    def encode(
+        self, requests: Sequence[ImageRequest], settings: Settings, on_progress: ProgressCallback | None = None
+    ) -> list[Encoded]:
+        """The first stage: layouts, drafts, references, canvases and glyph texts; each picture is encoded once a size.
+
+        ``on_progress`` is told how drafts come along, which are whole pictures; what it raises ends the stage.
+        """
         requests = self._encode_layouts(requests)
-        sources = self._encode_references(requests)
+        drafts = self._drafts(requests, settings, on_progress)
+        sources = self._encode_references(requests, drafts)
         glyphs, negative = self._encode_glyphs([request.prompt for request in requests], settings.negative_text)
         encoded = []
-        for request, glyph in zip(requests, glyphs):
+        for i, (request, glyph) in enumerate(zip(requests, glyphs)):
             canvas = None if request.canvas is None else sources[id(request.canvas), request.size]
             known = None
             if request.mask is not None and canvas is not None:
                 keep = request.mask.protected_cells(*canvas.latents.shape[-2:])
                 known = KnownRegion(canvas.latents, keep.to(canvas.latents))
+            draft = sources[id(drafts[i]), request.size] if i in drafts else None
+            start = draft if draft is not None else canvas if settings.decoder.strength < 1 else None
+            codes = request.codes if draft is None else draft.codes
             encoded.append(
                 Encoded(
                     request.seed,
-                    self._token_request(request, settings, sources) if request.codes is None else None,
+                    self._token_request(request, settings, sources) if codes is None else None,
                     glyph,
                     negative,
-                    preview=request.preview_codes if request.codes is None else None,
+                    codes,
+                    preview=request.preview_codes,
                     references=tuple(sources[self._source_key(picture)] for picture in request.references),
                     known=known,
-                    start_latents=canvas.latents if canvas is not None and settings.decoder.strength < 1 else None,
+                    start_latents=None if start is None else start.latents,
+                    strength=None if draft is None else settings.draft_strength,
                 )
             )
         return encoded
+
+    def _drafts(
+        self, requests: Sequence[ImageRequest], settings: Settings, on_progress: ProgressCallback | None
+    ) -> dict[int, Image.Image]:
+        """The pictures of drafts, by the number of the request."""
+        drafts = {i: draft for i, request in enumerate(requests) if (draft := _draft_of(request)) is not None}
+        made = self.run(list(drafts.values()), settings, on_progress) if drafts else []
+        return dict(zip(drafts, (one.image for one in made)))
 
     def tokens(
         self,
@@ -203,11 +250,12 @@ class Engine:
     ) -> list[list[Tensor]]:
         """The second stage: the code grids of each picture, the preview's first where it has one, in one batch."""
         batch = [one.tokens for one in encoded if one.tokens is not None]
-        assert len(batch) == len(encoded)
-        with self.networks.use("autoregressive") as model:
-            generated = generate_grids(model, batch, settings.tokens, self.vocabulary.codebook_size, on_progress)
-        previews = [one.preview for one in encoded]
-        return [grids if preview is None else [preview, *grids] for grids, preview in zip(generated, previews)]
+        drawn: Iterator[list[Tensor]] = iter(())
+        if batch:
+            with self.networks.use("autoregressive") as model:
+                drawn = iter(generate_grids(model, batch, settings.tokens, self.vocabulary.codebook_size, on_progress))
+        grids = [next(drawn) if one.codes is None else [one.codes] for one in encoded]
+        return [own if one.preview is None else [one.preview, *own] for own, one in zip(grids, encoded)]
 
     def diffuse(
         self,
@@ -229,7 +277,10 @@ class Engine:
                 start_latents=encoded.start_latents,
             )
             decoder = DiffusionDecoder(transformer, self.config.scheduler)
-            return decoder.sample([request], settings.decoder, on_step)[0]
+            sampling = (
+                settings.decoder if encoded.strength is None else replace(settings.decoder, strength=encoded.strength)
+            )
+            return decoder.sample([request], sampling, on_step)[0]
 
     def render(self, request: ImageRequest, latents: Tensor, feather: int = FEATHER) -> Image.Image:
         """The last stage: the picture, with what a mask protects, at its own size."""
@@ -246,7 +297,7 @@ class Engine:
         for i, request in enumerate(requests):
             if request.layout is not None and request.codes is None and request.preview_codes is None:
                 grid = preview_grid(target_grid(*request.size))
-                sizes[i] = grid.height * PIXELS_PER_TOKEN, grid.width * PIXELS_PER_TOKEN
+                sizes[i] = _pixels_of(grid)
         if not sizes:
             return requests
         views = {
@@ -261,8 +312,8 @@ class Engine:
             for i, request in enumerate(requests)
         ]
 
-    def _encode_references(self, requests: Sequence[ImageRequest]) -> Sources:
-        """Codes and latents of every reference and canvas, each picture once a size.
+    def _encode_references(self, requests: Sequence[ImageRequest], drafts: Mapping[int, Image.Image]) -> Sources:
+        """Codes and latents of every reference, canvas and draft, each picture once a size.
 
         Keyed by the picture's identity and its size in the networks.
         """
@@ -272,6 +323,7 @@ class Engine:
                 pictures.setdefault(self._source_key(reference), reference)
             if request.canvas is not None:
                 pictures.setdefault((id(request.canvas), request.size), request.canvas)
+        pictures |= {(id(draft), requests[i].size): draft for i, draft in drafts.items()}
         if not pictures:
             return {}
         views = {key: resized(picture, key[1]) for key, picture in pictures.items()}
@@ -321,29 +373,20 @@ class Engine:
 
     def _generate_tokens(
         self,
-        requests: Sequence[ImageRequest],
         encoded: Sequence[Encoded],
         settings: Settings,
         group: Sequence[int],
         on_progress: ProgressCallback | None,
     ) -> dict[int, list[Tensor]]:
         """The codes of each picture of a group, and before them those of its preview where it has one."""
-        given = {
-            i: [codes for codes in (requests[i].preview_codes, requests[i].codes) if codes is not None]
-            for i in group
-            if encoded[i].tokens is None
-        }
-        asked = [i for i in group if i not in given]
-        if not asked:
-            return given
         counts = {i: one.tokens.prompt.new_tokens for i, one in enumerate(encoded) if one.tokens is not None}
-        before, total = sum(count for i, count in counts.items() if i < asked[0]), sum(counts.values())
+        before, total = sum(count for i, count in counts.items() if i < group[0]), sum(counts.values())
 
         def report(progress: TokenProgress) -> None:
             if on_progress is not None:
                 on_progress(Progress("tokens", before + progress.done, total))
 
-        return given | dict(zip(asked, self.tokens([encoded[i] for i in asked], settings, report)))
+        return dict(zip(group, self.tokens([encoded[i] for i in group], settings, report)))
 
     def _show_preview_grids(self, work: "_Work", codes: dict[int, list[Tensor]]) -> None:
         """Render preview grids in a few unguided steps."""
@@ -420,6 +463,16 @@ class Engine:
             for i, latent in zip(pictures, latents):
                 image = self.render(work.requests[i], latent, work.settings.feather)
                 finish(EngineImage(image, codes[i][-1], codes[i][0] if len(codes[i]) > 1 else None))
+
+
+def _draft_of(request: ImageRequest) -> ImageRequest | None:
+    """The draft that is to be made of a request, with its seed."""
+    return None if request.draft is None or request.codes is not None else replace(request.draft, seed=request.seed)
+
+
+def _pixels_of(grid: Grid) -> tuple[int, int]:
+    """(height, width) of a grid's picture."""
+    return grid.height * PIXELS_PER_TOKEN, grid.width * PIXELS_PER_TOKEN
 
 
 def stream(seed: int, purpose: str) -> int:

@@ -72,8 +72,11 @@ def checked_change(change: float) -> float:
 def variation_of(picked: ImageRequest, seed: int, change: float) -> ImageRequest:
     """The request of a variation of a picture whose codes are there.
 
-    Its preview grid is kept, and every token of the target with probability ``1 - change``, decided by ``seed``.
+    Its preview grid is kept, and every token of the target with probability ``1 - change``, decided by ``seed``; where
+    there is a draft, the tokens are its.
     """
+    if picked.draft is not None:
+        return replace(picked, seed=seed, draft=variation_of(picked.draft, seed, change))
     if picked.codes is None:
         raise ValueError("a variation needs the codes of what it varies")
     if change == 0:

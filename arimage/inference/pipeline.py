@@ -440,7 +440,7 @@ class ImagePipeline:
             self._check([requests[place] for place in places], settings)
         made: dict[int, EngineImage] = {}
         for settings, places in alike.items():
-            own = [requests[place] for place in places]
+            own = [self.engine.with_draft(requests[place], settings) for place in places]
             images = self.engine.run(own, settings, watching(options), options.get("on_preview"), on_image)
             made |= dict(zip(places, images))
         return [made[place] for place in range(len(requests))]
@@ -457,6 +457,7 @@ class ImagePipeline:
         notices: Sequence[str] = (),
     ) -> Call:
         tier, values, settings = chosen
+        requests = [self.engine.with_draft(request, settings) for request in requests]
         self._check(requests, settings)
         given = [*opened, *([] if layout is None else [layout])]
         notices = (*notices, *(notice for picture in given for notice in picture.notices))

@@ -29,6 +29,9 @@ class Settings:
         preview_grid: generate the preview grid before the target, as the format has it; pictures with references
             have none either way. Without it a model works as well as it was trained to
             (``AutoregressiveTraining.preview``).
+        draft_side: pictures of more pixels than a square of this side are made at about that many first, and enlarged:
+            for a model whose tokens were trained at one size. 0 draws the tokens of every size.
+        draft_strength: share of the diffusion that an enlarged draft goes through, in (0, 1].
         feather: pixels over which an edit fades in inside the border of its mask.
     """
 
@@ -36,6 +39,8 @@ class Settings:
     tokens: TokenSampling = field(default_factory=TokenSampling)
     negative_text: str = ""
     preview_grid: bool = True
+    draft_side: int = 0
+    draft_strength: float = 0.5
     feather: int = FEATHER
 
     def __post_init__(self) -> None:

@@ -18,10 +18,11 @@ from arimage.data.records import Record
 from arimage.data.scenes.captions import captions
 from arimage.data.scenes.compose import Composer
 from arimage.data.scenes.draw import Drawn, draw
-from arimage.data.scenes.edits import Editor
+from arimage.data.scenes.edits import Edit, Editor
 from arimage.data.scenes.quality import rating
 from arimage.data.scenes.settings import PICTURE_TASKS, SceneSettings
 from arimage.data.scenes.spec import Box, SceneSpec
+from arimage.data.scenes.wordings import request
 
 __all__ = ["SceneSettings", "Scenes"]
 
@@ -70,14 +71,24 @@ class Scenes:
         )
         spec = self.composer.aligned(spec)
         drawn = draw(spec, self.assets)
-        told = captions(spec, self.assets, random, self.settings.styles_named)
+        told = captions(spec, self.assets, random, self.settings.styles_named, self.settings.free_wordings)
         grade = rating(spec, drawn, self.assets)
         return Record(drawn.image, told, task=task, rating=grade, name="scene", truth=truth(spec, drawn))
+
+    def _worded(self, random: Random, task: str, edit: Edit) -> dict[str, str]:
+        """The instructions of an edit, and those in free words: ``language/free 1`` and so on."""
+        told = dict(edit.instructions)
+        for language in edit.instructions:
+            for number in range(1, self.settings.free_wordings + 1):
+                if said := request(random, task, edit.sources[-1], edit.target, self.assets, language):
+                    told[f"{language}/free {number}"] = said
+        return told
 
     def _edit(self, random: Random, task: str, size: tuple[int, int]) -> Record:
         edit = self.editor.make(random, task, size)
         aligned = self.composer.aligned
         edit = replace(edit, sources=tuple(aligned(spec) for spec in edit.sources), target=aligned(edit.target))
+        edit = replace(edit, instructions=self._worded(random, task, edit))
         drawn = draw(edit.target, self.assets)
         sources = [draw(spec, self.assets) for spec in edit.sources]
         mask = None

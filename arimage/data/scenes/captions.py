@@ -7,18 +7,25 @@ from random import Random
 
 from arimage.data.assets import Assets
 from arimage.data.scenes import vocabulary as words
+from arimage.data.scenes import wordings
 from arimage.data.scenes.spec import SceneSpec, Subject
 
 FORMS = ("tags", "sentence", "long")
 LANGUAGES = ("en", "zh")
 
 
-def captions(spec: SceneSpec, assets: Assets, random: Random, styles_named: float) -> dict[str, str]:
-    """All captions by ``language/form``, and ``mixed``."""
+def captions(
+    spec: SceneSpec, assets: Assets, random: Random, styles_named: float, free_wordings: int = 0
+) -> dict[str, str]:
+    """All captions by ``language/form``, and ``mixed``; those in free words are ``language/sentence/free 1`` and so on."""
     told = random.random() < styles_named
     teller = _Teller(spec, assets, random, told)
     found = {f"{language}/{form}": getattr(teller, form)(language) for language in LANGUAGES for form in FORMS}
     found["mixed"] = teller.mixed()
+    for language in LANGUAGES:
+        for number in range(1, free_wordings + 1):
+            if said := teller.free(language):
+                found[f"{language}/sentence/free {number}"] = said
     return found
 
 
@@ -123,6 +130,25 @@ class _Teller:
         elif random.random() < 0.25:
             sentence = random.choice(("画", "请画", "一张图：")) + sentence
         return sentence + ("。" if random.random() < 0.5 else "")
+
+    def free(self, language: str) -> str | None:
+        """A sentence in free words, where there are some for this scene."""
+        spec, random = self.spec, self.random
+        parts = []
+        for phrase, subject in zip(self._things(language), spec.subjects):
+            if subject.place and not spec.alike and (subject.place != "center" or random.random() < 0.2):
+                where = wordings.place(random, subject.place, language)
+                link = random.choice(("有", "是", ""))
+                phrase = f"{where}{link}{phrase}" if language == "zh" else f"{phrase} {where}"
+            parts.append(phrase)
+        if spec.lettering is not None:
+            text = words.writing(random, spec.lettering, language, named_color=random.random() < 0.7)
+            if parts and spec.lettering.place != "center":
+                where = wordings.place(random, spec.lettering.place, language)
+                text = f"{where}{text}" if language == "zh" else f"{text} {where}"
+            parts.append(text)
+        body = "，".join(parts) if language == "zh" else words.joined(parts)
+        return wordings.sentence(random, body, spec, self._style(language), language)
 
     def long(self, language: str) -> str:
         """Several sentences: what kind of picture, what is where, what is written, what is behind."""

@@ -38,6 +38,8 @@ class SceneSettings(BaseModel):
         zipf: share of words that are drawn by their frequency, the others evenly.
         phrases: share of English texts that have several words.
         styles_named: share of captions that say the style.
+        free_wordings: so many sentences more of a picture, and instructions of an edit, in each language, in the free
+            words of :mod:`arimage.data.scenes.wordings`.
         jitter: how far a drawn tone may be from the named colour, in sRGB steps.
         fonts: how many faces a script, or the names of some; all when None.
         flips: share of animals that are mirrored.
@@ -76,6 +78,7 @@ class SceneSettings(BaseModel):
     capitals: bool = False
     phrases: float = Field(0.2, ge=0, le=1)
     styles_named: float = Field(0.6, ge=0, le=1)
+    free_wordings: int = Field(0, ge=0, le=16)
     jitter: int = Field(6, ge=0, le=20)
     fonts: PositiveInt | tuple[str, ...] | None = None
     flips: float = Field(0.2, ge=0, le=1)
