@@ -312,7 +312,9 @@ class Engine:
             for i, request in enumerate(requests)
         ]
 
-    def _encode_references(self, requests: Sequence[ImageRequest], drafts: Mapping[int, Image.Image]) -> Sources:
+    def _encode_references(
+        self, requests: Sequence[ImageRequest], drafts: Mapping[int, Image.Image] | None = None
+    ) -> Sources:
         """Codes and latents of every reference, canvas and draft, each picture once a size.
 
         Keyed by the picture's identity and its size in the networks.
@@ -323,7 +325,7 @@ class Engine:
                 pictures.setdefault(self._source_key(reference), reference)
             if request.canvas is not None:
                 pictures.setdefault((id(request.canvas), request.size), request.canvas)
-        pictures |= {(id(draft), requests[i].size): draft for i, draft in drafts.items()}
+        pictures |= {(id(draft), requests[i].size): draft for i, draft in (drafts or {}).items()}
         if not pictures:
             return {}
         views = {key: resized(picture, key[1]) for key, picture in pictures.items()}

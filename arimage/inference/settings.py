@@ -46,6 +46,10 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.feather <= MOST_FEATHER:
             raise ValueError(f"feather must lie in 0..{MOST_FEATHER}, got {self.feather}")
+        if self.draft_side < 0:
+            raise ValueError(f"draft_side must be at least 0, got {self.draft_side}")
+        if not 0 < self.draft_strength <= 1:
+            raise ValueError(f"draft_strength must lie in (0, 1], got {self.draft_strength}")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Settings":

@@ -51,15 +51,16 @@ train tokenizer-letters tokenizer-512/checkpoint steps=1 batch_size=2
 [ -e "$WORK/pixels/model_index.json" ] || $ARIMAGE assemble "$WORK/tokenizer-letters/checkpoint" \
   autoencoder="$WORK/autoencoder-whole/checkpoint" --dtype float32 -o "$WORK/pixels"
 train_prepared autoregressive-256 pixels 32000 codes-256 steps=3 batch_size=2
-train autoregressive-512 autoregressive-256/checkpoint steps=1 batch_size=1
-train autoregressive-quality autoregressive-512/checkpoint steps=1 batch_size=1
+train_prepared autoregressive-named autoregressive-256/checkpoint 24000 codes-named steps=2 batch_size=2 autoregressive.naming_head=null
+train autoregressive-quality autoregressive-named/checkpoint steps=1 batch_size=1
 train_prepared decoder-256 pixels 8000 latents-256 steps=3 batch_size=2
-train decoder-512 decoder-256/checkpoint steps=1 batch_size=1 decoder.noise_levels_per_image=1
+train_prepared decoder-512 decoder-256/checkpoint 8000 latents-512 steps=1 batch_size=1 decoder.noise_levels_per_image=1
 train decoder-quality decoder-512/checkpoint steps=1 batch_size=1 decoder.noise_levels_per_image=1
 
 rm -rf "$WORK/nano"
 $ARIMAGE assemble "$WORK/decoder-quality/checkpoint" autoregressive="$WORK/autoregressive-quality/checkpoint" \
-  --name arimage-nano --sampling temperature=0.7 --sampling top_p=0.9 --sampling preview_grid=false -o "$WORK/nano"
+  --name arimage-nano --sampling temperature=0.7 --sampling top_p=0.9 --sampling preview_grid=false \
+  --sampling draft_side=256 -o "$WORK/nano"
 steps=()
 [ "$BUDGET" = toy ] && steps=(--steps 4)
 $ARIMAGE generate "a fox on a blue background" --model "$WORK/nano" --size 256 --seed 1 ${steps[@]+"${steps[@]}"} \

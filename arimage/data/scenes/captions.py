@@ -17,7 +17,7 @@ LANGUAGES = ("en", "zh")
 def captions(
     spec: SceneSpec, assets: Assets, random: Random, styles_named: float, free_wordings: int = 0
 ) -> dict[str, str]:
-    """All captions by ``language/form``, and ``mixed``; those in free words are ``language/sentence/free 1`` and so on."""
+    """All captions by ``language/form``, and ``mixed``; in free words ``language/sentence/free 1`` and so on."""
     told = random.random() < styles_named
     teller = _Teller(spec, assets, random, told)
     found = {f"{language}/{form}": getattr(teller, form)(language) for language in LANGUAGES for form in FORMS}
