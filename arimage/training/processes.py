@@ -42,6 +42,9 @@ class Processes:
         from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
         from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+            # Otherwise processes without GPUs would not find each other, and each would train and write the whole run.
+            os.environ.setdefault("ACCELERATE_USE_CPU", "true")
         device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device  # as the accelerator will ask
         self.config, self.precision = config, computed_in(config.precision, device)
         if self.precision == "fp16" and device.type == "cpu":
