@@ -325,7 +325,6 @@ class SamplingOptions(TypedDict, total=False):
             default=0,
             half="tokens",
             range=Range("[0, inf)"),
-            tasks=("generate", "edit"),
         ),
     ]
     draft_strength: Annotated[
@@ -336,7 +335,6 @@ class SamplingOptions(TypedDict, total=False):
             half="tokens",
             range=Range("(0, 1]"),
             idle=DRAFTLESS,
-            tasks=("generate", "edit"),
         ),
     ]
 

@@ -116,3 +116,13 @@ def test_a_strength_without_a_draft_is_refused(pipeline):
         pipeline.generate("a fox", size=64, steps=1, draft_strength=0.3)
     with pytest.raises(UsageError, match="draft_strength must lie in"):
         pipeline.generate("a fox", size=64, steps=1, draft_side=64, draft_strength=0)
+
+
+def test_a_picture_is_upscaled_as_its_own_draft(pipeline, tmp_path):
+    path = pipeline.generate("a fox", seed=3, **{**DRAFTED, "size": (96, 64)})[0].save(tmp_path / "small.png")
+    made = pipeline.upscale(path, size=192, seed=4, steps=2, preview_grid=False, draft_side=64)[0]
+    with pipeline.networks.use("semantic_tokenizer") as tokenizer:
+        enlarged = resized(Image.open(path), (128, 192))
+        assert torch.equal(made.codes, tokenizer.encode([enlarged])[0])
+    assert (made.image.size, made.recipe.prompt, made.preview_codes) == ((192, 128), "a fox", None)
+    assert np.array_equal(pixels(made), pixels(reproduce(made.recipe, pipeline)))

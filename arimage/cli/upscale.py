@@ -30,7 +30,7 @@ def upscale(
     quiet: options.Quiet = False,
     **chosen: Any,
 ) -> None:
-    """Make a picture anew at a larger size, as its own preview; needs a model that was trained with previews.
+    """Make a picture anew at a larger size, as its own preview or draft; needs a model that was trained for one.
 
     arimage upscale fox.png --size 1024 --model path/to/model -o large.png
     """

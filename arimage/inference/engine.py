@@ -240,7 +240,12 @@ class Engine:
         """The pictures of drafts, by the number of the request."""
         drafts = {i: draft for i, request in enumerate(requests) if (draft := _draft_of(request)) is not None}
         made = self.run(list(drafts.values()), settings, on_progress) if drafts else []
-        return dict(zip(drafts, (one.image for one in made)))
+        given = {
+            i: request.draft
+            for i, request in enumerate(requests)
+            if isinstance(request.draft, Image.Image) and request.codes is None
+        }
+        return given | dict(zip(drafts, (one.image for one in made)))
 
     def tokens(
         self,
@@ -469,7 +474,9 @@ class Engine:
 
 def _draft_of(request: ImageRequest) -> ImageRequest | None:
     """The draft that is to be made of a request, with its seed."""
-    return None if request.draft is None or request.codes is not None else replace(request.draft, seed=request.seed)
+    if request.codes is not None or not isinstance(request.draft, ImageRequest):
+        return None
+    return replace(request.draft, seed=request.seed)
 
 
 def _pixels_of(grid: Grid) -> tuple[int, int]:

@@ -75,7 +75,7 @@ def variation_of(picked: ImageRequest, seed: int, change: float) -> ImageRequest
     Its preview grid is kept, and every token of the target with probability ``1 - change``, decided by ``seed``; where
     there is a draft, the tokens are its.
     """
-    if picked.draft is not None:
+    if isinstance(picked.draft, ImageRequest):
         return replace(picked, seed=seed, draft=variation_of(picked.draft, seed, change))
     if picked.codes is None:
         raise ValueError("a variation needs the codes of what it varies")

@@ -163,7 +163,8 @@ class ImagePipeline:
         seed: int | None = None,
         **options: Unpack[Options],
     ) -> list[GeneratedImage]:
-        """Make a picture anew at a larger size, as its own preview; its aspect is kept.
+        """Make a picture anew at a larger size, as its own preview or, where the model makes drafts, as its own draft;
+        its aspect is kept.
 
         Args:
             image: the picture, anything that stands for one at :meth:`generate`.
@@ -182,15 +183,16 @@ class ImagePipeline:
             raise UsageError(f"upscale takes one prompt, a string; got {type(prompt).__name__}")
         opened = open_all([image], "picture")
         working, output = enlarged_size(opened[0].size, size, self.engine.limits)
-        options = self._with_preview(options, "upscaling")
+        chosen = settings_from(options, self.checkpoint.sampling)
+        by_draft = chosen[2].draft_side > 0 and not chosen[2].preview_grid
+        if not by_draft:
+            chosen = settings_from(self._with_preview(options, "upscaling"), self.checkpoint.sampling)
         text = described_by(image.recipe if isinstance(image, GeneratedImage) else image) if prompt is None else prompt
         picture = opened[0].flattened()
-        chosen = settings_from(options, self.checkpoint.sampling)
         asked = numbered([text], images_per_prompt, seed)
         revised, notices = _rewritten([text], "generate", options)
-        requests = [
-            ImageRequest(revised[text], working, number, layout=picture, output_size=output) for _, number in asked
-        ]
+        shown: dict[str, Any] = {"draft" if by_draft else "layout": picture}
+        requests = [ImageRequest(revised[text], working, number, output_size=output, **shown) for _, number in asked]
         call = self._call("upscale", requests, [], chosen, layout=opened[0], notices=notices)
         return self.run(call, **options)
 

@@ -28,7 +28,8 @@ class ImageRequest:
         layout: RGB picture that the preview grid is made of, any size; its sides are brought to the grid's.
         fixed: (height / 32, width / 32) codes that the target keeps, ``UNCONSTRAINED`` (-1) where it is generated.
         draft: the same picture at a smaller size, with this seed. It is made first and enlarged; ``codes`` are read off
-            it, and diffusion starts from it (``Settings.draft_strength``). Without effect where they are given.
+            it, and diffusion starts from it (``Settings.draft_strength``). Without effect where they are given. Or an
+            RGB picture that stands for it, any size.
     """
 
     prompt: str
@@ -42,7 +43,7 @@ class ImageRequest:
     preview_codes: Tensor | None = None
     layout: Image.Image | None = None
     fixed: Tensor | None = None
-    draft: "ImageRequest | None" = None
+    draft: "ImageRequest | Image.Image | None" = None
 
     def __post_init__(self) -> None:
         grid = target_grid(*self.size)
