@@ -41,6 +41,8 @@ def request(
     if task not in wordings() or (task == "add text" and on_banner):
         return None
     values, needed = _Values(random, before, after, assets, language).found()
+    if task == "identity":
+        values["old"] = assets.sprites.concepts[after.subjects[0].concept].names[language]
     if task == "identity" and "where" in values:
         task, needed = PLACED, {"where"}
     found = _worded(random, wordings()[task][language], values, needed)
