@@ -86,7 +86,8 @@ def flow_schedule(
     the nearest timesteps that are free.
 
     Args:
-        strength: in (0, 1]; below 1 only the last part of the schedule is run, from a partly noised picture.
+        strength: in (0, 1]; below 1 only the last part of the schedule is run, from a partly noised picture. Where that is
+            less than a step, one step is taken, from that level of noise.
         power: above 0; below 1 steps are closer together at high noise, where the picture is decided, and wider apart
             at low noise. At 1 they are even, as upstream.
 
@@ -100,6 +101,8 @@ def flow_schedule(
     if not power > 0:
         raise ValueError(f"power must be above 0, got {power}")
     timesteps = np.linspace(config.num_train_timesteps, 1.0, steps + 1)[:-1][-max(1, round(steps * strength)) :]
+    if steps * strength < 1:
+        timesteps = np.array([max(1.0, config.num_train_timesteps * strength)])
     if power != 1:
         timesteps = timesteps[0] * (timesteps / timesteps[0]) ** power
     levels = torch.from_numpy(_distinct(timesteps.astype(np.int64)).astype(np.float32))
