@@ -131,11 +131,13 @@ def test_a_layout_needs_a_model_that_draws_previews(pipeline, monkeypatch):
         assert np.array_equal(pixels(reproduce(made.recipe, pipeline, layout=sketch)), pixels(made))
 
 
-def test_the_embedded_model_says_that_it_follows_no_layouts():
+def test_the_embedded_model_says_that_it_follows_no_layouts_and_upscales_by_drafts():
     with pytest.raises(UsageError, match="arimage-nano draws pictures without one; preview_grid=True tries it"):
         generate("x", layout=photo(64, 64))
     with pytest.raises(UsageError, match="upscaling needs a model that was trained with the picture as its preview"):
-        upscale(photo(64, 64), "x")
+        upscale(photo(64, 64), "x", draft_side=0)
+    made = upscale(photo(64, 48), "x", tier="fast", seed=1)[0]
+    assert made.image.size == (128, 96), "by a draft"
 
 
 def test_a_picture_is_made_larger_as_its_own_preview(pipeline, tmp_path):
