@@ -86,8 +86,8 @@ def flow_schedule(
     the nearest timesteps that are free.
 
     Args:
-        strength: in (0, 1]; below 1 only the last part of the schedule is run, from a partly noised picture. Where that is
-            less than a step, one step is taken, from that level of noise.
+        strength: in (0, 1]; below 1 only the last part of the schedule is run, from a partly noised picture. Where that
+            is less than a step, one step is taken, from that level of noise.
         power: above 0; below 1 steps are closer together at high noise, where the picture is decided, and wider apart
             at low noise. At 1 they are even, as upstream.
 

@@ -58,6 +58,9 @@ def test_strength_runs_the_last_part_of_the_schedule():
     assert torch.equal(part.sigmas, whole.sigmas[-4:])
     assert torch.equal(part.timesteps, whole.timesteps[-3:])
     assert flow_schedule(10, 256, CONFIG, strength=0.01).steps == 1
+    little, step = (flow_schedule(10, 256, CONFIG, strength=strength) for strength in (0.05, 0.1))
+    assert (little.steps, step.steps) == (1, 1)
+    assert 0 < little.sigmas[0] < step.sigmas[0], "less than a step is a step from less noise"
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
