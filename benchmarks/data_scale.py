@@ -334,6 +334,7 @@ def of_size(samples: int, options: argparse.Namespace, folder: Path) -> list[dic
         if not place.exists():
             place.mkdir()
             WRITERS[kept](place, samples, options.shard, encoded)
+            time.sleep(3)  # folders that changed a moment ago say nothing yet (arimage.data.storage.settled)
         server, url = served(place) if form == "remote" else (None, str(place))
         index = folder / f"{form}-{samples}.parquet"
         target = min(options.side, options.target or options.side)
