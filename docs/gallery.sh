@@ -17,14 +17,14 @@ make open 'the word "OPEN" in white on a red background'
 make music 'a guitar with the word "MUSIC" in black at the top on a yellow background'
 make hello "蓝色背景，白色文字“你好”"
 
-edit() { $ARIMAGE edit "$1.png" "$2" --seed 1 --overwrite -o "$3.png"; }
+edit() { $ARIMAGE edit "$1.png" "$2" --seed 1 --overwrite --no-recipe -o "$3.png"; }
 
 edit fox "Change the background to a yellow background" fox-yellow
 edit rocket "can you make the background light blue please" rocket-blue
 edit open 'Change the text to "CLOSED"' closed
 edit dog "Replace the dog with a cat" dog-to-cat
 edit dog "a horse instead of the dog" dog-to-horse
-$ARIMAGE upscale fox.png --seed 1 -o fox-large.png
+$ARIMAGE upscale fox.png --seed 1 --no-recipe -o fox-large.png
 
 # Scenes of two rows of the evaluation, by index; wants the artwork (arimage data sprites -o data/nano).
 sheet() {
