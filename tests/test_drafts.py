@@ -126,3 +126,12 @@ def test_a_picture_is_upscaled_as_its_own_draft(pipeline, tmp_path):
         assert torch.equal(made.codes, tokenizer.encode([enlarged])[0])
     assert (made.image.size, made.recipe.prompt, made.preview_codes) == ((192, 128), "a fox", None)
     assert np.array_equal(pixels(made), pixels(reproduce(made.recipe, pipeline)))
+
+
+def test_a_picture_that_stands_for_a_draft_has_no_tokens_to_draw(pipeline):
+    settings = pipeline.prepare_generation("a", **DRAFTED).settings
+    request = ImageRequest("a", (128, 128), 1, draft=photo(64, 64))
+    drawn = pipeline.engine.draw_tokens([request], settings)
+    assert drawn[0].codes is None
+    one, other = (pipeline.engine.run([asked], settings)[0] for asked in (request, drawn[0]))
+    assert np.array_equal(np.asarray(one.image), np.asarray(other.image))

@@ -162,7 +162,7 @@ class Engine:
         self, requests: Sequence[ImageRequest], settings: Settings, on_progress: ProgressCallback | None = None
     ) -> list[ImageRequest]:
         """The requests with their codes, of which :meth:`run` makes the pictures that it makes without; where there is
-        a draft, the codes are its.
+        a draft, the codes are its, and where its picture is given, there is nothing to draw.
 
         So tokens of pictures that have little to do with each other are generated in one batch.
         """
@@ -176,8 +176,11 @@ class Engine:
             for i, one in enumerate(asked)
         ]
         return [
-            one if _draft_of(request) is None else replace(request, draft=one) for one, request in zip(drawn, requests)
-        ]
+            one if request.draft is None or request.codes is not None
+            else replace(request, draft=one) if isinstance(request.draft, ImageRequest)
+            else request
+            for one, request in zip(drawn, requests)
+        ]  # fmt: skip
 
     def with_draft(self, request: ImageRequest, settings: Settings) -> ImageRequest:
         """The request with a draft, where the settings ask for one at its size and its codes are still to be drawn.
