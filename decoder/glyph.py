@@ -140,13 +140,14 @@ class GlyphEncoder(nn.Module):
         flat = [text for prompt in ids for text in prompt]
         device = next(self.encoder.parameters()).device
         longest = max(len(text) for text in flat)
-        padded = torch.tensor([text + [PAD] * (longest - len(text)) for text in flat], device=device)
-        attended = torch.arange(longest, device=device) < torch.tensor([[len(text)] for text in flat], device=device)
-        hidden = iter(self.encoder(padded, attention_mask=attended.long()).last_hidden_state)
-        rows = [torch.cat([next(hidden)[: len(text)] for text in prompt]) for prompt in ids]
-        embeddings = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([[len(row)] for row in rows], device=device)
-        return embeddings, torch.arange(embeddings.shape[1], device=device) < lengths
+        padded = torch.tensor([text + [PAD] * (longest - len(text)) for text in flat])
+        attended = torch.arange(longest) < torch.tensor([[len(text)] for text in flat])
+        places = attended.flatten().nonzero()[:, 0].split([sum(len(text) for text in prompt) for prompt in ids])
+        lengths = torch.tensor([[len(row)] for row in places])
+        mask = (torch.arange(int(lengths.max())) < lengths).to(device)
+        hidden = self.encoder(padded.to(device), attention_mask=attended.long().to(device)).last_hidden_state
+        rows = torch.nn.utils.rnn.pad_sequence(list(places), batch_first=True).to(device)
+        return hidden.flatten(0, 1)[rows].masked_fill(~mask[..., None], 0.0), mask
 
     def _one(self, texts: Sequence[str]) -> Tensor:
         ids = glyph_bytes(texts)

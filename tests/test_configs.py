@@ -100,7 +100,7 @@ def test_a_stage_begins_with_what_it_learns_its_command_its_needs_and_its_costs(
 def test_the_index_lists_every_stage_with_its_own_figures() -> None:
     rows = dict(re.findall(r"^\| \[[\w-]+\]\(([\w-]+/[\w-]+)\.yaml\) \| (.+) \|$", INDEX, re.MULTILINE))
     recipe = re.findall(
-        r"^train(?:_prepared)? ([\w-]+)", (CONFIGS / "nano" / "run.sh").read_text(encoding="utf-8"), re.MULTILINE
+        r"^ *train(?:_prepared)? ([\w-]+)", (CONFIGS / "nano" / "run.sh").read_text(encoding="utf-8"), re.MULTILINE
     )
     wanted = {}
     for path, config in CONFIG.items():

@@ -46,7 +46,10 @@ def test_overrides_change_single_values(tmp_path):
     assert (config.text_model.num_hidden_layers, config.processor.min_side) == (5, 256)
 
 
-@pytest.mark.parametrize("override", ["text_model", "=3", "text_model.num_layers=3", "processor.min_side.x=3"])
+@pytest.mark.parametrize(
+    "override",
+    ["text_model", "=3", "text_model.num_layers=3", "processor.min_side.x=3", "processor.min_side='3", "x=[3", "x={a: b"],
+)
 def test_wrong_overrides_are_explained(tmp_path, override):
     with pytest.raises(UsageError):
         load_yaml(write(tmp_path, "processor: {min_side: 256}"), ModelConfig, [override])

@@ -32,6 +32,14 @@ def test_an_update_has_singular_values_near_one(shape: tuple[int, int]) -> None:
     assert values.max() < 1.4
 
 
+def test_matrices_of_a_stack_become_orthogonal_each_by_itself() -> None:
+    for shape in ((3, 8, 20), (3, 20, 8)):
+        sizes = torch.tensor([0.01, 1, 50])[:, None, None]
+        stack = torch.randn(shape, generator=torch.Generator().manual_seed(2)) * sizes
+        for together, alone in zip(orthogonal(stack, torch.float32), stack):
+            assert torch.allclose(together, orthogonal(alone, torch.float32), atol=1e-5)
+
+
 def test_a_kernel_learns_as_the_matrix_of_its_flattened_inputs() -> None:
     torch.manual_seed(0)
     kernel = nn.Conv2d(6, 16, 3, bias=False)

@@ -546,6 +546,19 @@ def test_training_stops_at_a_stated_loss_of_what_is_watched(start: Path, assets:
         run.objective.watch(4, {"diversity": 0.4, "even": 1.0})
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_judges_work_in_their_own_precision(method: str, start: Path, assets: Path, tmp_path: Path) -> None:
+    """In bf16 the judge of style broke down at its features: arrays of NumPy know no such numbers."""
+    scenes = {"tasks": {"subject": 1}, "sizes": [[64, 64]], "split": "evaluation"}
+    rewards = {"exact": toy("in_own_precision"), "seen": SEEN}
+    evaluation = {"evaluation": [{"scenes": scenes, "assets": str(assets)}], "evaluate_every": 2}
+    given = {"precision": "bf16", "steps": 2, "reinforcement": {"rewards": rewards}}
+    train(rewarded(method, start, assets, tmp_path, **given, **evaluation))
+    rows = metrics(tmp_path, "evaluation") + metrics(tmp_path)
+    assert len(rows) == 4
+    assert {row["exact"] for row in rows} == {1.0}
+
+
 @pytest.mark.parametrize(
     ("method", "more", "told"),
     [

@@ -5,9 +5,11 @@ import math
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,11 @@ from arimage.inference.api import load
 from arimage.training import augmentation, naming_heads, signature, state
 from arimage.training.augmentation import DecoderBatch, crop_corners, with_copy_tasks
 from arimage.training.bad_samples import BadSample, BadSamples
-from arimage.training.batches import StepBatches, loader
+from arimage.training.batches import Replays, StepBatches, loader
 from arimage.training.cache import CacheSource
 from arimage.training.codes import encode_views
 from arimage.training.config import AutoregressiveTraining, CaptionConfig, LoraConfig, SourceConfig, TrainConfig
-from arimage.training.decoder import training_levels
+from arimage.training.decoder import DecoderObjective, training_levels
 from arimage.training.examples import Example
 from arimage.training.guards import TrainingStopped, flattened
 from arimage.training.loop import Run, train
@@ -927,6 +929,56 @@ def test_a_run_that_was_stopped_and_resumed_is_the_run_that_was_not(
     resumed = train(config.model_copy(update={"workers": 1}))
     assert losses(tmp_path / "broken") == losses(tmp_path / "straight")
     assert Checkpoint.open(resumed).weights_hash() == Checkpoint.open(straight).weights_hash()
+
+
+def test_replays_learn_again_from_what_was_encoded_once(
+    start: Path, assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each fresh batch is encoded once, each replay has other seeds; a run that was stopped, or whose batches come from
+    workers, is the same, and a new schedule learns from none of the old one's batches."""
+    encoded, seeds = [], []
+    encode, add_noise = DecoderObjective._encode, DecoderObjective.add_noise
+    monkeypatch.setattr(DecoderObjective, "_encode", lambda self, batch: (encoded.append(1), encode(self, batch))[1])
+    monkeypatch.setattr(
+        DecoderObjective, "add_noise", lambda self, batch: (seeds.append(tuple(batch.seeds)), add_noise(self, batch))[1]
+    )
+    given = {"steps": 7, "replays": 2, "replay_window": 2, "evaluation": (), "save_every": 4, "keep": 3}
+    config = stage("decoder", start, assets, tmp_path / "straight", **given)
+    straight = train(config)
+    assert len(encoded) == 3
+    assert len(set(seeds)) == 7
+    run = Run(config.model_copy(update={"output": str(tmp_path / "broken")}))
+    run.start()
+    run.save = stop_after(run, 4)  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    resumed = train(run.config.model_copy(update={"workers": 2}))
+    assert losses(tmp_path / "broken") == losses(tmp_path / "straight")
+    assert Checkpoint.open(resumed).weights_hash() == Checkpoint.open(straight).weights_hash()
+    encoded.clear()
+    again = Run(run.config.model_copy(update={"restart": True, "learning_rate": 1e-5}))
+    again.start()
+    assert again.batches.replays is not None
+    assert again.batches.replays.first == 7
+    assert [again.batches.replays.fresh(number) for number in (9, 10, 11)] == [3, 3, 3]
+    again.learn()
+    assert len(encoded) == 3, "of steps 9 and 12, and of 6, whose replays are steps 7 and 8"
+
+
+def test_replays_are_for_decoders_that_learn_from_pictures(start: Path, assets: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="replays are for the decoder"):
+        stage("autoregressive", start, assets, tmp_path, replays=1)
+
+
+def test_replays_are_spread_over_the_window() -> None:
+    replays = Replays(2, 10, 0)
+    found = [replays.fresh(number) for number in range(600)]
+    assert found[::3] == list(range(200))
+    ages = [number // 3 - batch for number, batch in enumerate(found) if replays.again(number)]
+    assert min(ages) == 0
+    assert max(ages) == 9
+    counts = Counter(batch for number, batch in enumerate(found) if replays.again(number))
+    assert statistics.fmean(counts[batch] for batch in range(20, 180)) == pytest.approx(2, abs=0.1)
 
 
 def stop_after(run: Run, step: int) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -26,6 +27,13 @@ def brightness(
 def even(pictures: Sequence[Any], prompts: Sequence[str], truths: Sequence[dict[str, Any]]) -> list[float]:
     """The same for every picture."""
     return [1.0] * len(pictures)
+
+
+def in_own_precision(
+    pictures: Sequence[Image.Image], prompts: Sequence[str], truths: Sequence[dict[str, Any]]
+) -> list[float]:
+    """Whether autocast is off."""
+    return [float(not torch.is_autocast_enabled("cpu"))] * len(pictures)
 
 
 def raising(pictures: Sequence[Any], prompts: Sequence[str], truths: Sequence[dict[str, Any]]) -> list[float]:

@@ -8,7 +8,17 @@ from torch import Tensor
 
 def pixels(image: Image.Image) -> Tensor:
     """(3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
+    return from_bytes(pixel_bytes(image))
+
+
+def pixel_bytes(image: Image.Image) -> Tensor:
+    """(3, H, W) uint8."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def from_bytes(values: Tensor) -> Tensor:
+    """uint8 to [-1, 1]."""
+    return values.float() / 127.5 - 1
 
 
 def picture(values: Tensor) -> Image.Image:

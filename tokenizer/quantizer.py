@@ -27,8 +27,8 @@ class VectorQuantizer(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Codes of a feature map: (hidden, h, w) -> (h, w), values in [0, num_embeddings)."""
-        vectors = F.normalize(self.quant_conv(features[None])[0].permute(1, 2, 0), dim=-1)
+        """Codes of feature maps: (B, hidden, h, w) -> (B, h, w), or of one without B, in [0, num_embeddings)."""
+        vectors = F.normalize(self.quant_conv(features).movedim(-3, -1), dim=-1)
         return (vectors @ F.normalize(self.quantize.embedding.weight, dim=-1).T).argmax(dim=-1)
 
     def embed(self, codes: Tensor) -> Tensor:

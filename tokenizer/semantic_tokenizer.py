@@ -6,6 +6,7 @@ The state dict is the tokenizer's part of the checkpoint folder ``vision_languag
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from PIL import Image
@@ -18,8 +19,8 @@ from tokenizer.quantizer import VectorQuantizer
 from tokenizer.vision_encoder import VisionEncoder
 
 
-def half_size_pixels(picture: Image.Image) -> Tensor:
-    """The view that the vision encoder takes of a picture: bicubic at half size, (3, H/2, W/2) in [-1, 1].
+def half_size(picture: Image.Image) -> Image.Image:
+    """The view that the vision encoder takes of a picture: bicubic at half size.
 
     Raises:
         ValueError: the sides are not multiples of 32 (see :func:`tokenizer.image_size.reference_size`).
@@ -27,7 +28,12 @@ def half_size_pixels(picture: Image.Image) -> Tensor:
     width, height = picture.size
     if height % PIXELS_PER_TOKEN or width % PIXELS_PER_TOKEN:
         raise ValueError(f"a picture's sides must be multiples of {PIXELS_PER_TOKEN}, not {height}x{width}")
-    return pixels(picture.convert("RGB").resize((width // 2, height // 2), Image.Resampling.BICUBIC))
+    return picture.convert("RGB").resize((width // 2, height // 2), Image.Resampling.BICUBIC)
+
+
+def half_size_pixels(picture: Image.Image) -> Tensor:
+    """The view of a picture as :func:`half_size` makes it, (3, H/2, W/2) in [-1, 1]."""
+    return pixels(half_size(picture))
 
 
 class EncoderAndQuantizer(nn.Module):
@@ -55,7 +61,8 @@ class SemanticTokenizer(nn.Module):
         Returns:
             For each picture its code grid, (h, w), int64.
         """
-        return [self.model.vqmodel(features) for features in self.model.visual(pixels)]
+        runs = groupby(self.model.visual(pixels), key=lambda features: features.shape)
+        return [codes for _, alike in runs for codes in self.model.vqmodel(torch.stack(list(alike)))]
 
     @torch.no_grad()
     def encode(self, pictures: Sequence[Image.Image]) -> list[Tensor]:

@@ -6,6 +6,7 @@ square grid are interpolated bilinearly to each picture's own. Parameter names a
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,9 @@ class PatchEmbedding(nn.Module):
             config.in_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
 
-    def forward(self, picture: Tensor) -> Tensor:
-        """(C, h*patch, w*patch) -> (h*w, hidden), raster order."""
-        return self.proj(picture[None])[0].flatten(1).transpose(0, 1)
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(B, C, h*patch, w*patch) -> (B*h*w, hidden), raster order."""
+        return self.proj(pictures).flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 class PositionEmbedding(nn.Module):
@@ -78,6 +79,12 @@ class Block(nn.Module):
         return hidden + self.mlp(self.norm2(hidden))
 
 
+def _runs(grids: Sequence[GridSize], pictures: Sequence[Tensor]) -> list[tuple[GridSize, list[Tensor]]]:
+    """Neighbours of the same grid together."""
+    pairs = groupby(zip(grids, pictures), key=lambda pair: pair[0])
+    return [(grid, [picture for _, picture in alike]) for grid, alike in pairs]
+
+
 class VisionEncoder(nn.Module):
     """Pictures to one feature vector per patch."""
 
@@ -105,7 +112,10 @@ class VisionEncoder(nn.Module):
         positions = {grid: self.embeddings(grid) for grid in set(grids)}
         dtype = self.patch_embed.proj.weight.dtype
         hidden = torch.cat(
-            [self.patch_embed(picture.to(dtype)) + positions[grid] for picture, grid in zip(pictures, grids)]
+            [
+                self.patch_embed(torch.stack(alike).to(dtype)) + positions[grid].repeat(len(alike), 1)
+                for grid, alike in _runs(grids, pictures)
+            ]
         )
         for block in self.blocks:
             hidden = block(hidden, lengths)

@@ -14,10 +14,10 @@ from torch import Tensor
 from arimage.data.records import EncodedReference
 from arimage.training.codes import with_codes_renamed
 from arimage.training.config import DecoderTraining
-from arimage.training.objective import generator, uniform_of
+from arimage.training.objective import uniform_of
 from decoder.diffusion_decoder import LATENTS_PER_TOKEN
 
-NOISE, LEVEL, DROPS, CORRUPTION, CROP, COPY, NAMES = range(7)
+NOISE, LEVEL, DROPS, CORRUPTION, CROP, COPY, NAMES, CHOICE = range(8)
 BLIND = 0.5
 ANOTHER = 0x9E3779B97F4A7C15 >> 2
 
@@ -179,14 +179,14 @@ def with_copy_tasks(batch: DecoderBatch, prob: float) -> DecoderBatch:
     """Some samples become exercises in copying: the last reference is the target, it is always shown, no glyphs say
     what it shows, and in half of them no codes either. References of another size than the target cannot be copied."""
     chance = uniform_of(batch.seeds, 2, COPY)
-    chosen = chance[:, 0] < prob
     latents, codes = list(batch.latents), list(batch.codes)
+    asked = (chance[:, 0] < prob).tolist()
     for index, row in enumerate(batch.references):
-        chosen[index] &= bool(row) and row[-1].latents.shape == latents[index].shape
-        if chosen[index]:
+        asked[index] &= bool(row) and row[-1].latents.shape == latents[index].shape
+        if asked[index]:
             latents[index], codes[index] = row[-1].latents.to(latents[index]), row[-1].codes.to(codes[index])
     device = batch.latents.device
-    chosen, blind = chosen.to(device), (chance[:, 1] < BLIND).to(device)
+    chosen, blind = torch.tensor(asked, device=device), (chance[:, 1] < BLIND).to(device)
     return replace(
         batch,
         latents=torch.stack(latents),
@@ -200,34 +200,31 @@ def with_copy_tasks(batch: DecoderBatch, prob: float) -> DecoderBatch:
 def with_renamed_codes(batch: DecoderBatch, prob: float, num_codes: int) -> DecoderBatch:
     """In a share ``prob`` of the samples with references, codes that the target has in common with them are others, in
     all of them alike: what such a code looks like is nowhere to be found but in the references."""
-    chosen = (uniform_of(batch.seeds, 1, NAMES)[:, 0] < prob).tolist()
-    codes, references = list(batch.codes), list(batch.references)
-    for index, row in enumerate(references):
-        if row and chosen[index]:
-            own, others = codes[index].cpu(), [one.codes.cpu() for one in row]
-            stream = generator(batch.seeds[index], NAMES)
-            renamed, target, _ = with_codes_renamed(others, own, num_codes, stream)
-            codes[index] = target.to(codes[index].device)
-            references[index] = [replace(one, codes=new.to(one.codes.device)) for one, new in zip(row, renamed)]
-    return replace(batch, codes=torch.stack(codes), references=references)
+    chance = uniform_of(batch.seeds, 1, CHOICE)[:, 0].tolist()
+    chosen = [index for index, row in enumerate(batch.references) if row and chance[index] < prob]
+    if not chosen:
+        return batch
+    grids = [[one.codes for one in batch.references[index]] for index in chosen]
+    seeds = [batch.seeds[index] for index in chosen]
+    renamed, targets, _ = with_codes_renamed(grids, batch.codes[chosen], num_codes, seeds, NAMES)
+    codes, references = batch.codes.clone(), list(batch.references)
+    codes[chosen] = targets
+    for index, row in zip(chosen, renamed):
+        references[index] = [replace(one, codes=new) for one, new in zip(references[index], row)]
+    return replace(batch, codes=codes, references=references)
 
 
 def with_corrupted_codes(batch: DecoderBatch, prob: float, share: float, num_codes: int) -> DecoderBatch:
     """In a share ``prob`` of the samples random codes in place of up to ``share`` of theirs, as the autoregressive
     model may get them wrong."""
-    shape = batch.codes.shape[1:]
-    chosen = (_drop_chances(batch)[:, 4] < prob).tolist()
-    rows = []
-    for row, seed, corrupt in zip(batch.codes, batch.seeds, chosen):
-        if corrupt:
-            stream = generator(seed, CORRUPTION)
-            rate = float(torch.rand(1, generator=stream)) * share
-            hit = (torch.rand(shape, generator=stream) < rate).to(row.device)
-            row = torch.where(hit, torch.randint(num_codes, shape, generator=stream).to(row.device), row)
-        rows.append(row)
-    return replace(batch, codes=torch.stack(rows))
+    count, device = batch.codes[0].numel(), batch.codes.device
+    chance = uniform_of(batch.seeds, 1 + 2 * count, CORRUPTION, device)
+    corrupt = _drop_chances(batch)[:, 4:] < prob
+    hit = corrupt & (chance[:, 1 : 1 + count] < chance[:, :1] * share)
+    others = (chance[:, 1 + count :] * num_codes).long()
+    return replace(batch, codes=torch.where(hit, others, batch.codes.flatten(1)).view_as(batch.codes))
 
 
 def _drop_chances(batch: DecoderBatch) -> Tensor:
     """(B, 5) in [0, 1): for all conditions, codes, glyphs, references, and corruption."""
-    return uniform_of(batch.seeds, 5, DROPS).to(batch.latents.device)
+    return uniform_of(batch.seeds, 5, DROPS, batch.latents.device)

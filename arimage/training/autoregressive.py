@@ -235,10 +235,9 @@ class AutoregressiveObjective(Objective):
                 references, own = self._copied(references, sample["copied"])
                 sample["size"] = tuple(PIXELS_PER_TOKEN * side for side in own[0].shape)
             elif "renamed" in sample:
-                stream = generator(sample["renamed"], NAMES)
-                size = self.vocabulary.codebook_size
-                references, target, sample["new_codes"] = with_codes_renamed(references, own[-1], size, stream)
-                own = [target]
+                given = [references], own[-1][None], self.vocabulary.codebook_size, [sample["renamed"]], NAMES
+                (references,), target, new = with_codes_renamed(*given)
+                sample["new_codes"], own = new[0].nonzero()[:, 0], [target[0]]
             elif not sample["preview"]:
                 own = own[-1:]
             elif self.settings.preview_shows == "blank":

@@ -64,6 +64,32 @@ class Rollouts:
         return place.rollout * (self.accumulation // self.parts) + place.batch
 
 
+@dataclass(frozen=True)
+class Replays:
+    """Which batches are learnt from again: after each fresh one ``count`` of the last ``window``, drawn at random.
+
+    Attributes:
+        first: the micro-batch at which the schedule begins; none from before it comes again.
+    """
+
+    count: int
+    window: int
+    seed: int
+    first: int = 0
+
+    def fresh(self, number: int) -> int:
+        """Which fresh batch a micro-batch is, counted over the run, or which it has again."""
+        newest, replay = divmod(number, self.count + 1)
+        if replay == 0:
+            return newest
+        oldest = max(-(-self.first // (self.count + 1)), newest - self.window + 1)
+        return Random(f"replay/{self.seed}/{number}").randint(min(oldest, newest), newest)
+
+    def again(self, number: int) -> bool:
+        """Whether a micro-batch is no fresh one."""
+        return number % (self.count + 1) != 0
+
+
 class StepBatches:
     """The batches of a process, by step.
 
@@ -74,6 +100,7 @@ class StepBatches:
             :class:`arimage.training.cache.CacheSource`.
         rollouts: where several micro-batches learn from the same prompts; each is then told its ``place``.
         accumulation: batches of an optimiser step.
+        replays: which of them are there again; such a one says so (``again``), and its samples have other seeds.
     """
 
     def __init__(
@@ -89,13 +116,16 @@ class StepBatches:
         encoders: Encoders | None = None,
         rollouts: Rollouts | None = None,
         accumulation: int = 1,
+        replays: Replays | None = None,
     ) -> None:
-        self.rollouts = rollouts
+        self.rollouts, self.replays = rollouts, replays
         self.batch_size, self.collate, self.captions = batch_size, collate, captions
         self.seed, self.process, self.processes = seed, process, processes
         self.configs, self.drawn_a_step = tuple(sources), float(accumulation)
         if rollouts is not None:
             self.drawn_a_step = rollouts.accumulation / rollouts.parts / rollouts.updates
+        if replays is not None:
+            self.drawn_a_step /= replays.count + 1
         self.sources: list[Source] = [open_source(source, seed, batch_size * processes, encoders) for source in sources]
         self._order, self._draws = array("H"), array("Q")  # a few bytes a step, however long a run is
         self._drawn = [0] * len(sources)
@@ -121,7 +151,13 @@ class StepBatches:
         Raises:
             DataError: all sources have had their epochs by then.
         """
-        return self._turn(step if self.rollouts is None else self.rollouts.prompts(step))
+        return self._turn(self._number(step))
+
+    def _number(self, step: int) -> int:
+        """Which of the batches that are drawn a step has."""
+        if self.rollouts is not None:
+            return self.rollouts.prompts(step)
+        return step if self.replays is None else self.replays.fresh(step)
 
     def _turn(self, step: int) -> tuple[int, int]:
         while len(self._order) <= step:
@@ -146,7 +182,7 @@ class StepBatches:
 
     def examples(self, step: int) -> tuple[list[Example], list[BadSample]]:
         """This process's examples of a step, and what could not be read."""
-        step = step if self.rollouts is None else self.rollouts.prompts(step)
+        step = self._number(step)
         number, draw = self._turn(step)
         source = self.sources[number]
         count = self.batch_size * self.processes
@@ -165,9 +201,22 @@ class StepBatches:
         return examples, [one for _, bad in read for one in bad]
 
     def __getitem__(self, step: int) -> Batch:
+        if self.replays is not None and self.replays.again(step):
+            random = Random(f"again/{self.seed}/{step}/{self.process}")
+            seeds = [random.getrandbits(62) for _ in range(self.batch_size)]
+            return Batch({"again": self.replays.fresh(step), "seeds": seeds}, [])
         examples, bad = self.examples(step)
-        place = {} if self.rollouts is None else {"place": self.rollouts.place(step)}
-        return Batch(self.collate(examples) | place, bad)
+        told: dict[str, Any] = {}
+        if self.rollouts is not None:
+            told["place"] = self.rollouts.place(step)
+        if self.replays is not None:
+            told["number"] = self.replays.fresh(step)
+        return Batch(self.collate(examples) | told, bad)
+
+    def fresh(self, number: int) -> dict[str, Any]:
+        """A batch that a replay asks for, made anew."""
+        assert self.replays is not None
+        return self[number * (self.replays.count + 1)].tensors
 
     def _caption(self, record: Record | EncodedRecord, random: Random) -> str:
         if random.random() < self.captions.dropout:
@@ -206,16 +255,22 @@ def loader(batches: StepBatches, first: int, steps: int, workers: int) -> Iterat
         return (batches[step] for step in range(first, steps))
     from torch.utils.data import DataLoader
 
+    replays = batches.replays
+    every = 1 if replays is None else replays.count + 1
+
     made: DataLoader[Any] = DataLoader(
         _Guarded(batches),  # type: ignore[arg-type]
         batch_size=None,
-        sampler=range(first, steps),
+        sampler=range(-(-first // every) * every, steps, every),  # replays take no work
         num_workers=workers,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
         prefetch_factor=4,
         worker_init_fn=_leave_interrupts_to_main,
     )
-    return map(_or_raise, iter(made))
+    fresh = map(_or_raise, iter(made))
+    if replays is None:
+        return fresh
+    return (batches[step] if replays.again(step) else next(fresh) for step in range(first, steps))
 
 
 @dataclass(frozen=True)

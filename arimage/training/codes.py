@@ -8,6 +8,7 @@ from torch import Tensor
 
 from arimage.autoregressive.layout import preview_grid, target_grid
 from arimage.images.sizes import resized
+from arimage.training.objective import uniform_of
 from tokenizer.image_size import PIXELS_PER_TOKEN, SizeLimits, reference_size
 from tokenizer.semantic_tokenizer import SemanticTokenizer, half_size_pixels
 
@@ -38,31 +39,44 @@ def encode_views(tokenizer: SemanticTokenizer, views: Sequence[Tensor], device: 
 
 
 def with_codes_renamed(
-    references: Sequence[Tensor], target: Tensor, num_codes: int, stream: torch.Generator
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """An edit's codes under other names, so that what it keeps cannot be remembered, only looked up (random symbols, as
-    in symbol tuning, Wei et al. 2023, arXiv:2305.08298).
+    references: Sequence[Sequence[Tensor]], targets: Tensor, num_codes: int, seeds: Sequence[int], purpose: int
+) -> tuple[list[list[Tensor]], Tensor, Tensor]:
+    """Codes of edits under other names, so that what they keep cannot be remembered, only looked up (random symbols,
+    as in symbol tuning, Wei et al. 2023, arXiv:2305.08298).
 
     Args:
-        references: any number, each (h', w').
-        target: (h, w).
+        references: of each edit any number, each (h', w').
+        targets: (B, h, w).
         num_codes: of the codebook.
+        seeds: of each edit.
 
     Returns:
-        References and target in which a random share of the codes that they have in common are others, which neither
-        had before, and those new codes.
+        References and targets, in each of which a random share of the codes that they have in common are others, which
+        neither had before; and which codes those are, (B, num_codes) bool.
     """
-    held = torch.cat([codes.flatten() for codes in references]).unique()
-    shared = target.unique()
-    shared = shared[torch.isin(shared, held)]
-    share = float(torch.rand(1, generator=stream))
-    chosen = shared[torch.rand(len(shared), generator=stream) < share]
-    unused = torch.randperm(num_codes, generator=stream)
-    unused = unused[~torch.isin(unused, torch.cat([held, target.flatten()]))]
-    chosen = chosen[: len(unused)]
-    table = torch.arange(num_codes)
-    table[chosen] = unused[: len(chosen)]
-    return [table[codes] for codes in references], table[target], table[chosen]
+    device, count = targets.device, len(targets)
+    all_codes = [(edit, codes.to(device)) for edit, row in enumerate(references) for codes in row]
+    lengths = [codes.numel() for _, codes in all_codes]
+    edits = torch.tensor([edit for edit, _ in all_codes], dtype=torch.long, device=device)
+    owner = edits.repeat_interleave(torch.tensor(lengths, dtype=torch.long, device=device))
+    flat = torch.cat([targets.new_zeros(0), *(codes.flatten() for _, codes in all_codes)])
+    held, own = (torch.zeros(count, num_codes, dtype=torch.bool, device=device) for _ in range(2))
+    held[owner, flat] = True
+    own.scatter_(1, targets.flatten(1), True)
+    chance = uniform_of(seeds, 1 + 2 * num_codes, purpose, device)
+    share, among, order = chance[:, :1], chance[:, 1 : 1 + num_codes], chance[:, 1 + num_codes :]
+    chosen = held & own & (among < share)
+    unused = ~(held | own)
+    names = order.masked_fill(~unused, 2.0).argsort(dim=1)  # unused ones first, in random order
+    place = chosen.cumsum(dim=1) - 1
+    chosen &= place < unused.sum(dim=1, keepdim=True)
+    table = torch.where(chosen, names.gather(1, place.clamp(min=0)), torch.arange(num_codes, device=device))
+    renamed = iter(table[owner, flat].split(lengths))
+    rows = [[next(renamed).view_as(codes).to(codes.device) for codes in row] for row in references]
+    nowhere = num_codes
+    new = torch.zeros(count, num_codes + 1, dtype=torch.bool, device=device)
+    new.scatter_(1, torch.where(chosen, table, nowhere), True)
+    return rows, table.gather(1, targets.flatten(1)).view_as(targets), new[:, :nowhere]
 
 
 @torch.no_grad()

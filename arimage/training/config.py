@@ -391,6 +391,10 @@ class TrainConfig(_Strict):
             be used.
         restart: where the newest state was made with other settings, begin a new schedule of ``steps`` steps from its
             weights; the optimiser and the warm-up start afresh. Where it was made with these, the run goes on with it.
+        replays: of a decoder: how many steps learn again from each batch, a while later, at other noise levels and
+            otherwise augmented. What the frozen encoders made of it is kept on the device, so that a GPU need not wait
+            for scenes.
+        replay_window: so many batches are kept.
         reinforcement: rollouts and rewards, for ``autoregressive.grpo`` and ``decoder.flow_grpo``.
     """
 
@@ -427,6 +431,8 @@ class TrainConfig(_Strict):
     spike_factor: float = Field(10.0, gt=1)
     max_bad_share: float = Field(0.05, ge=0, le=1)
     restart: bool = False
+    replays: int = Field(0, ge=0)
+    replay_window: int = Field(300, ge=1)
     trackers: tuple[str, ...] = ("tensorboard",)
     assets: str | None = None
     scenes: dict[str, Any] = Field(default_factory=dict)
@@ -515,6 +521,8 @@ class TrainConfig(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
+        if self.replays and (self.train != "decoder" or self.method not in (None, "distillation")):
+            raise ValueError("replays are for the decoder that learns from pictures")
         if self.lora is not None and self.train not in ("autoregressive", "decoder"):
             raise ValueError("lora is for the autoregressive model and the decoder")
         if self.vision_rows_only and self.train != "autoregressive":

@@ -6,6 +6,7 @@ through the same network at t = 0, with gradient.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,16 +22,25 @@ from arimage.training.codes import code_vectors, encode_views, reference_view
 from arimage.training.config import DecoderTraining, TrainConfig
 from arimage.training.distillation import Teacher, velocity_of
 from arimage.training.examples import Example
-from arimage.training.objective import Losses, Objective, generator, noise_of, under, uniform_of
+from arimage.training.objective import Losses, Objective, noise_of, under, uniform_of
 from arimage.training.samples import pictures_from_codes
 from decoder.autoencoder import Autoencoder
 from decoder.glyph import GlyphEncoder, quoted_texts
 from decoder.sampler import ScheduleConfig, shift_sigma
 from decoder.transformer import AdaptiveNorm, Block, DiffusionTransformer
-from tokenizer.pixels import pixels
-from tokenizer.semantic_tokenizer import SemanticTokenizer, half_size_pixels
+from tokenizer.pixels import from_bytes, pixel_bytes
+from tokenizer.semantic_tokenizer import SemanticTokenizer, half_size
 
 SHOWN = 8
+
+
+def as_seen(pictures: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+    """Pictures of one size as the autoencoder sees them, (B, 3, H, W), and as the tokenizer does, (B, 3, H/2, W/2);
+    uint8, a quarter of what must otherwise go from the workers to the device."""
+    return tuple(  # type: ignore[return-value]
+        torch.stack([pixel_bytes(image) for image in shown])
+        for shown in (pictures, [half_size(picture) for picture in pictures])
+    )
 
 
 def training_levels(
@@ -77,6 +87,7 @@ class DecoderObjective(Objective):
         self.schedule = dimensions.scheduler
         self.teacher = teacher
         self.num_codes = dimensions.quantizer.num_embeddings
+        self._kept: dict[int, DecoderBatch] = {}
 
     def sharded_modules(self) -> list[nn.Module]:
         return [module for module in self.transformer.modules() if isinstance(module, (Block, AdaptiveNorm))]
@@ -112,11 +123,15 @@ class DecoderObjective(Objective):
             return {"encoded": DecoderBatch.plain(latents, codes, references, glyph_texts, seeds)}
         records = [example.record for example in examples if isinstance(example.record, Record)]
         shown = [[reference_view(source, self.limits) for source in record.sources] for record in records]
+        alike: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for sample, row in enumerate(shown):
+            for place, image in enumerate(row):
+                alike.setdefault(image.size, []).append((sample, place))
         return {
-            "pixels": torch.stack([pixels(record.image) for record in records]),
-            "views": [half_size_pixels(record.image) for record in records],
-            "reference_pixels": [[pixels(image) for image in row] for row in shown],
-            "reference_views": [[half_size_pixels(image) for image in row] for row in shown],
+            "pictures": as_seen([record.image for record in records]),
+            "references": {
+                tuple(places): as_seen([shown[sample][place] for sample, place in places]) for places in alike.values()
+            },
             "glyph_texts": glyph_texts,
             "seeds": seeds,
         }
@@ -133,27 +148,48 @@ class DecoderObjective(Objective):
 
     @torch.no_grad()
     def encode(self, batch: Mapping[str, Any]) -> DecoderBatch:
-        """What the frozen encoders make of a collated batch; from a prepared cache it comes encoded."""
+        """What the frozen encoders make of a collated batch; from a prepared cache it comes encoded, and a replay was
+        encoded before."""
+        if "again" in batch:
+            number = batch["again"]
+            if number not in self._kept:  # the run was stopped since
+                self._keep(number, self._encode(self.batches.fresh(number)))
+            return replace(self._kept[number], seeds=batch["seeds"])
+        made = self._encode(batch)
+        if "number" in batch:
+            self._keep(batch["number"], made)
+        return made
+
+    def _keep(self, number: int, made: DecoderBatch) -> None:
+        self._kept[number] = made
+        for old in [old for old in self._kept if old <= number - self.config.replay_window]:
+            del self._kept[old]
+
+    def _encode(self, batch: Mapping[str, Any]) -> DecoderBatch:
         if "encoded" in batch:
-            return batch["encoded"]
-        autoencoder, tokenizer = self.helpers["autoencoder"], self.helpers["tokenizer"]
-        latents = autoencoder.encode(batch["pixels"])
-        views = [view for row in batch["reference_views"] for view in row]
-        codes = encode_views(tokenizer, [*batch["views"], *views], self.device)
-        own, others = codes[: len(latents)], iter(codes[len(latents) :])
-        references = [
-            [EncodedReference(next(others), autoencoder.encode(image[None])[0]) for image in row]
-            for row in batch["reference_pixels"]
-        ]
-        return DecoderBatch.plain(latents, torch.stack(own), references, batch["glyph_texts"], batch["seeds"])
+            return batch["encoded"].to(self.device)
+        latents, codes = self._encoded(*batch["pictures"])
+        references: list[dict[int, EncodedReference]] = [{} for _ in latents]
+        for places, shown in batch["references"].items():
+            for (sample, place), its_latents, its_codes in zip(places, *self._encoded(*shown)):
+                references[sample][place] = EncodedReference(its_codes, its_latents)
+        rows = [[row[place] for place in sorted(row)] for row in references]
+        return DecoderBatch.plain(latents, codes, rows, batch["glyph_texts"], batch["seeds"])
+
+    def _encoded(self, pictures: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B, C, h, w) and codes (B, h/4, w/4) of what :func:`as_seen` made."""
+        latents = self.helpers["autoencoder"].encode(from_bytes(pictures.to(self.device)))
+        codes = encode_views(self.helpers["tokenizer"], list(from_bytes(views.to(self.device))), self.device)
+        return latents, torch.stack(codes)
 
     def add_noise(self, sample: DecoderBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy latents and their noise, both (B, C, h, w), and the timesteps that the network is told, (B,)."""
-        normal = torch.cat([torch.randn(1, generator=generator(seed, LEVEL)) for seed in sample.seeds])
+        device = sample.latents.device
+        normal = noise_of(sample.seeds, (1,), LEVEL, device)[:, 0]
         height, width = sample.full_size
         sigma, timestep = training_levels(normal, height * width // 4, self.schedule, self.settings)
-        noise = noise_of(sample.seeds, sample.latents.shape[1:], NOISE).to(sample.latents.device)
-        level = sigma.to(sample.latents.device)[:, None, None, None]
+        noise = noise_of(sample.seeds, sample.latents.shape[1:], NOISE, device)
+        level = sigma[:, None, None, None]
         return (1 - level) * sample.latents + level * noise, noise, timestep
 
     def predict(self, sample: DecoderBatch, noisy: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor | float]:
@@ -178,7 +214,7 @@ class DecoderObjective(Objective):
     def _distilled(self, teacher: Teacher, clean: DecoderBatch) -> Losses:
         """The student's one step from a level of its schedule against the teacher's walk to the next."""
         sample = repeated(clean, self.settings.noise_levels_per_image) if self.training else clean
-        noise = noise_of(sample.seeds, sample.latents.shape[1:], NOISE).to(sample.latents.device)
+        noise = noise_of(sample.seeds, sample.latents.shape[1:], NOISE, sample.latents.device)
         places = (uniform_of(sample.seeds, 1, LEVEL)[:, 0] * teacher.steps).long()
         texts, references = sample.glyph_texts, sample.references
         noisy, timestep, target = teacher.rollout(sample.latents, noise, places, sample.codes, texts, references)

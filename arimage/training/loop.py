@@ -12,6 +12,7 @@ that it would have given anyway.
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.errors import DataError
 from arimage.training import signature, state
-from arimage.training.batches import Rollouts, StepBatches, loader
+from arimage.training.batches import Replays, Rollouts, StepBatches, loader
 from arimage.training.config import CaptionConfig, SourceConfig, TrainConfig
 from arimage.training.examples import Batch
 from arimage.training.export import export, finished_folder
@@ -42,6 +43,7 @@ class Run:
 
     Attributes:
         step: optimiser steps done.
+        waited: seconds for which data were waited for since the last line of the log.
         first, last: the steps between which the schedule lies.
         train_state: networks, optimiser and moving average, once the run is started.
         best, best_step: the lowest loss of an evaluation.
@@ -61,7 +63,9 @@ class Run:
         rewarded = config.rewarded
         rollouts = None if rewarded is None else Rollouts(rewarded.updates, rewarded.parts, config.accumulation)
         self.processes.first_main(lambda: make_indexes((*config.data, *config.evaluation)))
-        self.batches = self._batches(config.data, config.captions, config.seed, rollouts)
+        replays = Replays(config.replays, config.replay_window, config.seed) if config.replays else None
+        self.batches = self._batches(config.data, config.captions, config.seed, rollouts, replays)
+        self.objective.batches = self.batches
         self.held_out = None
         if config.evaluation and config.evaluation_batches:
             captions = config.captions.model_copy(update={"dropout": 0.0})
@@ -74,17 +78,23 @@ class Run:
         self.metrics = Metrics(config, self.processes)
         self.interruption = Interruption()
         self.stopping = False
+        self.waited = 0.0
         self.step = self.first = 0
         self.best: float | None = None
         self.best_step: int | None = None
 
     def _batches(
-        self, sources: tuple[SourceConfig, ...], captions: CaptionConfig, seed: int, rollouts: Rollouts | None = None
+        self,
+        sources: tuple[SourceConfig, ...],
+        captions: CaptionConfig,
+        seed: int,
+        rollouts: Rollouts | None = None,
+        replays: Replays | None = None,
     ) -> StepBatches:
         return StepBatches(
             sources, self.config.batch_size, self.objective.collate, captions,
             seed=seed, process=self.processes.index, processes=self.processes.count, encoders=self._encoders,
-            rollouts=rollouts, accumulation=self.config.accumulation,
+            rollouts=rollouts, accumulation=self.config.accumulation, replays=replays,
         )  # fmt: skip
 
     def _encoders(self, latents: bool) -> str | None:
@@ -112,6 +122,9 @@ class Run:
         self.train_state = TrainState(self.objective, self.config, self.processes, saved)
         if saved is not None:
             self._restore(saved, restarted)
+        if self.batches.replays is not None:
+            first = self.first * self.config.accumulation
+            self.batches.replays = replace(self.batches.replays, first=first)
         if self.main and self.config.trackers:
             self.accelerator.init_trackers("run")
 
@@ -192,7 +205,9 @@ class Run:
             if figures and self.step % config.log_every == 0:
                 elapsed, since = time.perf_counter() - since, time.perf_counter()
                 count = config.log_every * config.batch_size * config.accumulation * self.processes.count
-                self.metrics.log(self.step, {**figures, "samples_per_second": count / max(elapsed, 1e-9)}, progress)
+                told = {"samples_per_second": count / max(elapsed, 1e-9), "waiting": self.waited / max(elapsed, 1e-9)}
+                self.waited = 0.0
+                self.metrics.log(self.step, {**figures, **told}, progress)
             done = self.step == self.last
             if self.held_out is not None and (self.step % config.evaluate_every == 0 or done):
                 self.metrics.log(self.step, self.evaluate(), progress, "evaluation")
@@ -217,8 +232,11 @@ class Run:
             group["lr"] = rate
         rows: list[dict[str, float]] = []
         batches: list[Batch] = []
+        waited = 0.0
         for micro in range(config.accumulation):
+            since = time.perf_counter()
             batch = next(incoming)
+            waited += time.perf_counter() - since
             batches.append(batch)
             self.samples.pending += batch.bad
             with processes.accumulating(train_state.model, last=micro == config.accumulation - 1):
@@ -227,6 +245,7 @@ class Run:
             rows.append({name: float(value.detach()) for name, value in losses.items()})
         norm = self.accelerator.clip_grad_norm_(train_state.parameters(), config.clip)
         totals = self._over_processes(mean(rows)) | {"gradient_norm": float(norm), "learning_rate": rate}
+        self.waited += waited
         self.samples.check()
         overflow = self.losses.overflowed(self.step, totals)
         if not overflow and not self.losses.accepts(self.step, totals, batches):

@@ -1,5 +1,6 @@
 """What is trained: networks, how examples become tensors, the loss, and what goes back into the checkpoint."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,16 +16,19 @@ from arimage.training.examples import Example
 
 Losses = dict[str, Tensor]
 
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+MANTISSA = 2**24 - 1
+
 
 class Objective(nn.Module, ABC):
     """Base of everything that is trained.
 
     Registered sub-modules are trained (or frozen by pattern); helpers that only serve, like the frozen tokenizer,
-    are kept in :attr:`helpers`, which is no sub-module. :attr:`fixed` are patterns of parameters that never learn,
-    :attr:`sharded` says that weights are spread over processes. :attr:`measured_before_learning` asks for an evaluation
-    before the first step, and :attr:`loss_may_leap` says that the loss has no scale, so that only one that is not
-    finite is bad. Networks are handed over by
-    :func:`arimage.training.objectives.build_objective`.
+    are kept in :attr:`helpers`, which is no sub-module. :attr:`batches` are those of the run, if there is one.
+    :attr:`fixed` are patterns of parameters that never learn, :attr:`sharded` says that weights are spread over
+    processes. :attr:`measured_before_learning` asks for an evaluation before the first step, and
+    :attr:`loss_may_leap` says that the loss has no scale, so that only one that is not finite is bad. Networks are
+    handed over by :func:`arimage.training.objectives.build_objective`.
 
     Args:
         dimensions: of the checkpoint that the networks come from.
@@ -36,6 +40,7 @@ class Objective(nn.Module, ABC):
         super().__init__()
         self.dimensions, self.config, self.device = dimensions, config, device
         self.helpers: dict[str, Any] = {}
+        self.batches: Any = None
         self.fixed: tuple[str, ...] = ()
         self.sharded = False
         self.measured_before_learning = False
@@ -110,15 +115,38 @@ class Objective(nn.Module, ABC):
         return []
 
 
-def noise_of(seeds: Sequence[int], shape: Sequence[int], purpose: int = 0) -> Tensor:
-    """Unit noise, a stream for each sample: (B, *shape). It does not depend on the sample's neighbours."""
-    rows = [torch.randn(tuple(shape), generator=generator(seed, purpose)) for seed in seeds]
-    return torch.stack(rows)
+def noise_of(seeds: Sequence[int], shape: Sequence[int], purpose: int = 0, device: Any = "cpu") -> Tensor:
+    """Unit noise, a stream for each sample: (B, *shape) in fp32. It does not depend on the sample's neighbours, nor but
+    for rounding on the device, on which a whole batch is drawn at once (Box-Muller)."""
+    count = math.prod(shape)
+    bits = hashed(seeds, (count + 1) // 2, purpose, device)
+    radius = ((((bits >> 40) & MANTISSA) + 1).float() / (MANTISSA + 1)).log_().mul_(-2).sqrt_()
+    angle = (bits & MANTISSA).float() * (2 * math.pi / (MANTISSA + 1))
+    noise = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+    return noise[:, :count].reshape(len(seeds), *shape)
 
 
-def uniform_of(seeds: Sequence[int], count: int, purpose: int) -> Tensor:
-    """Numbers in [0, 1), a stream for each sample: (B, count)."""
-    return torch.stack([torch.rand(count, generator=generator(seed, purpose)) for seed in seeds])
+def uniform_of(seeds: Sequence[int], count: int, purpose: int, device: Any = "cpu") -> Tensor:
+    """Numbers in [0, 1), a stream for each sample, the same on every device: (B, count) in fp32."""
+    return ((hashed(seeds, count, purpose, device) >> 40) & MANTISSA).float() / (MANTISSA + 1)
+
+
+def hashed(seeds: Sequence[int], count: int, purpose: int, device: Any) -> Tensor:
+    """Random bits, a stream for each sample: (B, count) int64, by SplitMix64 (Steele et al. 2014)."""
+    begin = [(seed * 31 + purpose * 1_000_003 + 2**63) % 2**64 - 2**63 for seed in seeds]
+    keys = _mixed(torch.tensor(begin, dtype=torch.int64).to(device))
+    return _mixed(keys[:, None] + torch.arange(1, count + 1, device=device) * GOLDEN)
+
+
+def _mixed(values: Tensor) -> Tensor:
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        values = (values ^ _shifted(values, shift)) * factor
+    return values ^ _shifted(values, 31)
+
+
+def _shifted(values: Tensor, bits: int) -> Tensor:
+    """To the right, as if int64 had no sign."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def generator(seed: int, purpose: int) -> torch.Generator:

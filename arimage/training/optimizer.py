@@ -9,7 +9,7 @@ in fp32 in a stage of ``precision: "no"``, so that such a stage learns the same 
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -92,23 +92,37 @@ class MuonAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                update = self._muon(parameter) if group["muon"] else self._adam(parameter, group)
+            learning = [parameter for parameter in group["params"] if parameter.grad is not None]
+            updates = self._muon(learning) if group["muon"] else (self._adam(one, group) for one in learning)
+            for parameter, update in zip(learning, updates):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-group["lr"])
         return loss
 
-    def _muon(self, parameter: Tensor) -> Tensor:
-        state, gradient = self.state[parameter], parameter.grad
-        assert gradient is not None
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-        ahead = gradient.lerp(state["momentum"], MOMENTUM)
-        matrix = orthogonal(ahead.flatten(1), self.steps_in)
-        return matrix.to(parameter.dtype).view_as(parameter) * (ADAM_SIZE * max(matrix.shape) ** 0.5)
+    def _muon(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Updates; matrices of one shape are made orthogonal together, which spares a GPU thousands of small calls."""
+        ahead: list[Tensor] = []
+        alike: dict[Any, list[int]] = {}
+        for index, parameter in enumerate(parameters):
+            state, gradient = self.state[parameter], parameter.grad
+            assert gradient is not None
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+            ahead.append(gradient.lerp(state["momentum"], MOMENTUM).flatten(1))
+            together = parameter.is_cuda and type(gradient) is Tensor
+            alike.setdefault((ahead[-1].shape, gradient.dtype) if together else index, []).append(index)
+        updates = list(ahead)
+        for places in alike.values():
+            matrices = [ahead[place] for place in places]
+            if len(places) == 1:
+                made = [orthogonal(matrices[0], self.steps_in)]
+            else:
+                made = list(orthogonal(torch.stack(matrices), self.steps_in))
+            for place, matrix in zip(places, made):
+                size = ADAM_SIZE * max(matrix.shape) ** 0.5
+                updates[place] = matrix.to(parameters[place].dtype).view_as(parameters[place]) * size
+        return updates
 
     def _adam(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         state, gradient = self.state[parameter], parameter.grad
@@ -129,15 +143,16 @@ def orthogonal(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Roughly the nearest (semi-)orthogonal matrix, by five Newton-Schulz steps; singular values end near 1.
 
     Args:
+        matrix: (..., rows, columns).
         dtype: of the steps; by default bf16 where the device multiplies it natively, else fp32.
     """
     if dtype is None:
         dtype = torch.bfloat16 if multiplies_bf16(matrix.device) else torch.float32
     a, b, c = NEWTON_SCHULZ
-    tall = matrix.shape[0] > matrix.shape[1]
-    value = (matrix.T if tall else matrix).to(dtype)
-    value = value / (value.norm() + 1e-7)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    value = (matrix.mT if tall else matrix).to(dtype)
+    value = value / (value.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
-        square = value @ value.T
+        square = value @ value.mT
         value = a * value + (b * square + c * (square @ square)) @ value
-    return value.T if tall else value
+    return value.mT if tall else value

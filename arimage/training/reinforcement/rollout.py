@@ -161,7 +161,14 @@ class Rewarder:
     # Evaluation
 
     def judged(self, prompts: Sequence[Asked], codes: Sequence[Tensor] | None = None) -> Losses:
-        """All rewards of fresh pictures of held-out prompts, ``loss`` being the negative of the rewarded ones' sum."""
+        """All rewards of fresh pictures of held-out prompts, ``loss`` being the negative of the rewarded ones' sum.
+
+        Pictures are made and judged in the networks' and judges' own precision, whatever training computes in.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            return self._judged(prompts, codes)
+
+    def _judged(self, prompts: Sequence[Asked], codes: Sequence[Tensor] | None) -> Losses:
         count, names = self.config.evaluation_pictures, tuple(self.config.rewards)
         groups, made, true = [], [], []
         for place, one in enumerate(prompts):
