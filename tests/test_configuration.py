@@ -48,7 +48,7 @@ def test_overrides_change_single_values(tmp_path):
 
 @pytest.mark.parametrize(
     "override",
-    ["text_model", "=3", "text_model.num_layers=3", "processor.min_side.x=3", "processor.min_side='3", "x=[3", "x={a: b"],
+    ["text_model", "=3", "text_model.num_layers=3", "processor.min_side.x=3", "x='3", "x=[3", "x={a: b"],
 )
 def test_wrong_overrides_are_explained(tmp_path, override):
     with pytest.raises(UsageError):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from arimage.errors import Cancelled, UsageError
-from arimage.images.sizes import resized
+from arimage.images.sizes import enlarged
 from arimage.inference.reproduce import reproduce
 from arimage.inference.requests import ImageRequest
 from tests.conftest import photo
@@ -24,7 +24,7 @@ def test_codes_are_those_of_the_enlarged_draft(pipeline):
     made = pipeline.generate("a fox", seed=3, **DRAFTED)[0]
     draft = pipeline.generate("a fox", seed=3, **{**DRAFTED, "size": 64})[0]
     with pipeline.networks.use("semantic_tokenizer") as tokenizer:
-        codes = tokenizer.encode([resized(draft.image, (128, 128))])[0]
+        codes = tokenizer.encode([enlarged(draft.image, (128, 128))])[0]
     assert torch.equal(made.codes, codes)
     assert made.image.size == (128, 128)
     assert made.recipe.settings["draft_side"] == 64
@@ -35,13 +35,13 @@ def test_codes_are_those_of_the_enlarged_draft(pipeline):
 def test_diffusion_starts_from_the_draft(pipeline):
     """The less of it an enlarged draft goes through, the nearer the picture is to the draft."""
     start = pipeline.generate("a fox", seed=3, **{**DRAFTED, "size": 64})[0]
-    enlarged = np.asarray(pipeline.engine.reconstruct(resized(start.image, (128, 128))), np.float32)
+    begun = np.asarray(pipeline.engine.reconstruct(enlarged(start.image, (128, 128))), np.float32)
     options = DRAFTED | {"steps": 10}
     start_of = [
         pixels(pipeline.generate("a fox", seed=3, **options, draft_strength=strength)[0]).astype(np.float32)
         for strength in (0.1, 0.4, 1.0)
     ]
-    far = [float(np.abs(one - enlarged).mean()) for one in start_of]
+    far = [float(np.abs(one - begun).mean()) for one in start_of]
     assert far[0] < far[1] < far[2]
 
 
@@ -111,6 +111,13 @@ def test_a_call_can_be_cancelled_while_its_draft_is_made(pipeline):
         pipeline.generate("a fox", seed=1, on_progress=lambda progress: cancel.set(), cancel=cancel, **DRAFTED)
 
 
+def test_a_draft_has_a_token_at_least(pipeline):
+    settings = pipeline.prepare_generation("a", **DRAFTED | {"draft_side": 1}).settings
+    draft = pipeline.engine.with_draft(ImageRequest("a", (128, 128), 1), settings).draft
+    assert isinstance(draft, ImageRequest)
+    assert draft.size == (32, 32)
+
+
 def test_a_strength_without_a_draft_is_refused(pipeline):
     with pytest.raises(UsageError, match="draft_side=0 makes no draft"):
         pipeline.generate("a fox", size=64, steps=1, draft_strength=0.3)
@@ -122,8 +129,8 @@ def test_a_picture_is_upscaled_as_its_own_draft(pipeline, tmp_path):
     path = pipeline.generate("a fox", seed=3, **{**DRAFTED, "size": (96, 64)})[0].save(tmp_path / "small.png")
     made = pipeline.upscale(path, size=192, seed=4, steps=2, preview_grid=False, draft_side=64)[0]
     with pipeline.networks.use("semantic_tokenizer") as tokenizer:
-        enlarged = resized(Image.open(path), (128, 192))
-        assert torch.equal(made.codes, tokenizer.encode([enlarged])[0])
+        grown = enlarged(Image.open(path), (128, 192))
+        assert torch.equal(made.codes, tokenizer.encode([grown])[0])
     assert (made.image.size, made.recipe.prompt, made.preview_codes) == ((192, 128), "a fox", None)
     assert np.array_equal(pixels(made), pixels(reproduce(made.recipe, pipeline)))
 

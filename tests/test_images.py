@@ -12,6 +12,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 from arimage.errors import InputImageError
 from arimage.images.opening import open_mask, open_picture
 from arimage.images.sixteen_bits import encode_png
+from arimage.images.sizes import enlarged, resized
 from tests.conftest import photo
 
 
@@ -275,3 +276,18 @@ def test_masks_of_labels_and_of_faint_transparency_are_black_and_white_too():
     assert np.asarray(open_mask(soft, (1, 3)))[0].tolist() == [0, 0, 255]
     bright = Image.fromarray(np.array([[200, 255, 200]], np.uint8))
     assert np.asarray(open_mask(bright, (1, 3)))[0].tolist() == [255, 255, 255]
+
+
+def test_an_enlarged_picture_has_steeper_edges_and_one_that_does_not_grow_is_as_it_was() -> None:
+    picture = Image.new("RGB", (32, 32), (40, 90, 200))
+    picture.paste((250, 120, 30), (8, 8, 24, 24))
+    plain, steep = resized(picture, (64, 64)), enlarged(picture, (64, 64))
+
+    def steepest(image: Image.Image) -> int:
+        row = np.asarray(image.convert("L"), dtype=int)[32]
+        return int(np.abs(np.diff(row)).max())
+
+    assert steepest(steep) > 1.2 * steepest(plain)
+    assert np.abs(np.asarray(steep, dtype=int)[:8] - np.asarray(plain, dtype=int)[:8]).max() <= 2, "plain ground stays"
+    for size in ((32, 32), (16, 16)):
+        assert enlarged(picture, size).tobytes() == resized(picture, size).tobytes()

@@ -20,7 +20,7 @@ from torch import Tensor
 from arimage.autoregressive.generation import TOKEN_BATCH, UNCONSTRAINED, TokenProgress, TokenRequest, generate_grids
 from arimage.autoregressive.layout import Grid, Prompt, build_prompt, grid_of_aspect, preview_grid, target_grid
 from arimage.images.masks import FEATHER
-from arimage.images.sizes import resized
+from arimage.images.sizes import enlarged, resized
 from arimage.inference.networks import Networks
 from arimage.inference.requests import (
     EngineImage,
@@ -187,9 +187,11 @@ class Engine:
 
         References are shown to a draft at its own scale.
         """
-        grid, side = target_grid(*request.size), settings.draft_side // PIXELS_PER_TOKEN
         given = (request.codes, request.fixed, request.preview_codes, request.layout, request.draft)
-        if not side or grid.cells <= side * side or any(one is not None for one in given):
+        if not settings.draft_side or any(one is not None for one in given):
+            return request
+        grid, side = target_grid(*request.size), max(1, settings.draft_side // PIXELS_PER_TOKEN)
+        if grid.cells <= side * side:
             return request
         small = _pixels_of(grid_of_aspect(grid, side))
         references = tuple(self._at_most(picture, side) for picture in request.references)
@@ -333,7 +335,10 @@ class Engine:
                 pictures.setdefault(self._source_key(reference), reference)
             if request.canvas is not None:
                 pictures.setdefault((id(request.canvas), request.size), request.canvas)
-        pictures |= {(id(draft), requests[i].size): draft for i, draft in (drafts or {}).items()}
+        grown = {
+            (id(draft), requests[i].size): enlarged(draft, requests[i].size) for i, draft in (drafts or {}).items()
+        }
+        pictures |= grown
         if not pictures:
             return {}
         views = {key: resized(picture, key[1]) for key, picture in pictures.items()}
