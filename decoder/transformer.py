@@ -406,65 +406,35 @@ class DiffusionTransformer(nn.Module):
         Returns:
             The cache, or None when no row has a reference.
         """
-        pictures: dict[tuple[int, int], tuple[Tensor, Tensor]] = {_identity(one): one for row in rows for one in row}
+        pictures = {_identity(one): one for row in rows for one in row}
         if not pictures:
             return None
-        if len({one[0].shape for one in pictures.values()}) == 1:
-            return self._cache_alike(rows, pictures)
-        encoded = self._encode_each(pictures)
-        lengths = [sum(encoded[_identity(one)][0][0].shape[1] for one in row) for row in rows]
-        longest = max(lengths)
-        like = next(iter(encoded.values()))[0][0]
-
-        def joined(layer: int, part: int) -> Tensor:
-            padded = []
-            for row, length in zip(rows, lengths):
-                kept = [encoded[_identity(one)][layer][part] for one in row]
-                padding = like.new_zeros(1, longest - length, *like.shape[2:])
-                padded.append(torch.cat([*kept, padding], dim=1))
-            return torch.cat(padded)
-
-        layers = [(joined(layer, 0), joined(layer, 1)) for layer in range(self.config.num_layers)]
-        if min(lengths) == longest:
-            return ReferenceCache(layers, None)
-        columns = torch.arange(longest, device=self.device)
-        return ReferenceCache(layers, columns < torch.tensor(lengths, device=self.device)[:, None])
-
-    def _cache_alike(
-        self, rows: Sequence[Sequence[tuple[Tensor, Tensor]]], pictures: dict[tuple[int, int], tuple[Tensor, Tensor]]
-    ) -> ReferenceCache:
-        """:meth:`cache_references` of pictures of one size: a gather, however many rows there are."""
-        latents, codes = (torch.stack(part) for part in zip(*pictures.values()))
-        number = {identity: index for index, identity in enumerate(pictures)}
-        most, absent = max(len(row) for row in rows), len(pictures)
-        places = [[number[_identity(one)] for one in row] + [absent] * (most - len(row)) for row in rows]
-        chosen = torch.tensor(places, device=self.device)
-
-        def gathered(values: Tensor) -> Tensor:
-            blank = values.new_zeros(1, *values.shape[1:])
-            taken = torch.cat([values, blank]).index_select(0, chosen.flatten())
-            return taken.unflatten(0, chosen.shape).flatten(1, 2)
-
-        layers = [(gathered(key), gathered(value)) for key, value in self._encode_references(latents, codes)]
-        if all(len(row) == most for row in rows):
-            return ReferenceCache(layers, None)
-        tokens = layers[0][0].shape[1] // most
-        return ReferenceCache(layers, (chosen < absent).repeat_interleave(tokens, dim=1))
-
-    def _encode_each(
-        self, pictures: dict[tuple[int, int], tuple[Tensor, Tensor]]
-    ) -> dict[tuple[int, int], list[KeyValue]]:
-        """The keys and values of each picture; those of one size go through the network together."""
         alike: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for identity, (latents, _) in pictures.items():
             alike.setdefault(tuple(latents.shape), []).append(identity)
-        encoded: dict[tuple[int, int], list[KeyValue]] = {}
+        encoded: list[list[KeyValue]] = []
+        tokens: dict[tuple[int, int], Tensor] = {}  # of each picture: where they stand among those of all
+        total = 0
         for identities in alike.values():
             latents, codes = (torch.stack(part) for part in zip(*(pictures[identity] for identity in identities)))
-            layers = self._encode_references(latents, codes)
-            for index, identity in enumerate(identities):
-                encoded[identity] = [(key[index : index + 1], value[index : index + 1]) for key, value in layers]
-        return encoded
+            encoded.append(self._encode_references(latents, codes))
+            length = encoded[-1][0][0].shape[1]
+            for identity in identities:
+                tokens[identity] = torch.arange(total, total + length)
+                total += length
+        none = torch.zeros(0, dtype=torch.long)
+        places = [torch.cat([none, *(tokens[_identity(one)] for one in row)]) for row in rows]
+        chosen = nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=total)  # a blank stands behind all
+        index = chosen.flatten().to(self.device)
+
+        def gathered(layer: int, part: int) -> Tensor:
+            every = [layers[layer][part].flatten(0, 1) for layers in encoded]
+            every.append(every[0].new_zeros(1, *every[0].shape[1:]))
+            return torch.cat(every).index_select(0, index).unflatten(0, chosen.shape)
+
+        layers = [(gathered(layer, 0), gathered(layer, 1)) for layer in range(self.config.num_layers)]
+        visible = chosen < total
+        return ReferenceCache(layers, None if bool(visible.all()) else visible.to(self.device))
 
     def _encode_references(self, latents: Tensor, codes: Tensor) -> list[KeyValue]:
         latents, codes = latents.to(self.device, self.dtype), codes.to(self.device)

@@ -335,10 +335,8 @@ class Engine:
                 pictures.setdefault(self._source_key(reference), reference)
             if request.canvas is not None:
                 pictures.setdefault((id(request.canvas), request.size), request.canvas)
-        grown = {
-            (id(draft), requests[i].size): enlarged(draft, requests[i].size) for i, draft in (drafts or {}).items()
-        }
-        pictures |= grown
+        for i, draft in (drafts or {}).items():
+            pictures[id(draft), requests[i].size] = enlarged(draft, requests[i].size)
         if not pictures:
             return {}
         views = {key: resized(picture, key[1]) for key, picture in pictures.items()}
