@@ -488,6 +488,18 @@ def test_a_wrong_sampling_default_is_refused(text):
         _sampling([text])
 
 
+def test_what_is_put_together_keeps_what_the_base_says_beside_its_weights(tmp_path):
+    base = tiny_folder(tmp_path / "base")
+    said = {"temperature": 0.5, "top_p": 0.9, "with_references": {"token_guidance": 1.0, "temperature": 0.1}}
+    first = assemble(base, {}, tmp_path / "first", sampling=said)
+    (first / "domain.json").write_text("{}")
+    second = assemble(first, {}, tmp_path / "second", sampling={"top_p": 0.8, "with_references": {"temperature": 0.2}})
+    inner = {"token_guidance": 1.0, "temperature": 0.2}
+    assert Checkpoint.open(second).sampling == {"temperature": 0.5, "top_p": 0.8, "with_references": inner}
+    assert (second / "domain.json").read_text() == "{}"
+    assert not (assemble(base, {}, tmp_path / "third") / "domain.json").exists()
+
+
 def test_networks_that_were_trained_under_other_settings_are_not_put_together(tmp_path):
     """RoPE's base is not to be seen in the weights, so a part that has another one must be refused by its name."""
     base = tiny_folder(tmp_path / "base")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from arimage.checkpoints.checkpoint import Checkpoint, update_checkpoint
 from arimage.checkpoints.components import Component
+from arimage.checkpoints.domain import FILE as DOMAIN
 from arimage.checkpoints.weights import WeightFiles
 from arimage.errors import CheckpointError, UsageError, nearest
+from arimage.options import WITH_REFERENCES
 
 # Of each network: the component that holds it, the prefixes of its weights, and the settings that weights do not show
 # and that the base must share. The autoencoder brings its own.
@@ -35,13 +38,13 @@ def assemble(
     name: str | None = None,
     sampling: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a folder like ``base`` with some networks taken from other folders.
+    """Write a folder like ``base``, with its ``domain.json``, and with some networks taken from other folders.
 
     Args:
         parts: folders by network: ``semantic_tokenizer``, ``autoregressive``, ``transformer``, ``glyph_encoder``,
             ``autoencoder`` (with its latents' statistics).
         name: what to call the model; that of ``base`` by default.
-        sampling: how its tokens are best drawn; as ``base`` says by default.
+        sampling: how its tokens are best drawn, where it differs from what ``base`` says.
 
     Raises:
         UsageError: a network is not known.
@@ -61,7 +64,18 @@ def assemble(
         states.setdefault(component, {}).update(weights.read({name: name for name in names}))
         if part == "autoencoder":
             config = config.model_copy(update={"autoencoder": other.config.autoencoder})
-    return update_checkpoint(checkpoint, path, states, dtype=dtype, config=config, name=name, sampling=sampling)
+    drawn = _changed(checkpoint.sampling, sampling or {})
+    made = update_checkpoint(checkpoint, path, states, dtype=dtype, config=config, name=name, sampling=drawn)
+    if (checkpoint.path / DOMAIN).exists():
+        copyfile(checkpoint.path / DOMAIN, made / DOMAIN)
+    return made
+
+
+def _changed(sampling: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling with what is given in place of what was there, name by name; also of pictures with references."""
+    merged = {**sampling, **given}
+    inner = {**sampling.get(WITH_REFERENCES, {}), **given.get(WITH_REFERENCES, {})}
+    return merged | ({WITH_REFERENCES: inner} if inner else {})
 
 
 def _check_settings(part: str, sections: Sequence[str], base: Checkpoint, other: Checkpoint) -> None:

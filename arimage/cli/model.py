@@ -80,7 +80,7 @@ def assemble(
         list[str] | None,
         typer.Option(
             "--sampling",
-            help="How its tokens are best drawn: temperature=0.7, with_references.token_guidance=1; may be repeated.",
+            help="How its tokens are best drawn, where BASE says else: temperature=0.7, with_references.top_p=1; repeatable.",
         ),
     ] = None,
 ) -> None:

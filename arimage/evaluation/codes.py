@@ -4,10 +4,12 @@ A thing should have the same codes on another background, at another place and b
 the background is mostly a copy, and one thing is one word to learn. A character should be readable from its code alone.
 """
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -23,6 +25,7 @@ from arimage.data.scenes.compose import PLACES
 from arimage.data.scenes.draw import draw
 from arimage.data.scenes.settings import SceneSettings
 from arimage.data.scenes.spec import Box, SceneSpec, scene_spec
+from arimage.data.split import concept_held_out
 from arimage.evaluation.judge import Share
 from tokenizer.image_size import PIXELS_PER_TOKEN
 from tokenizer.semantic_tokenizer import SemanticTokenizer, half_size_pixels
@@ -39,6 +42,7 @@ def stability(
 
     Args:
         settings: scenes of one subject each are drawn under them; they must stand on a grid of cells (``cells``).
+            Where they hold out concepts, only things that training never saw are looked at.
 
     Returns:
         Shares by the change: ``another background``, ``another place``, ``other things beside it``.
@@ -47,8 +51,7 @@ def stability(
     composer, random = scenes.composer, Random(f"stability/{seed}")
     pictures: list[Image.Image] = []
     places: list[tuple[int, int, int]] = []
-    for index in range(count):
-        scene = scene_spec(scenes[index].truth["spec"])
+    for scene in islice(with_first(scenes), count):
         alone = replace(scene, subjects=scene.subjects[:1])
         other = replace(alone, background=composer.background(random, scene.background.first.name))
         x, y = PLACES[random.choice(CORNER_PLACES[1:])]
@@ -64,6 +67,14 @@ def stability(
             shown = _cut(shows[first], places[first]) | _cut(shows[first + number], places[first + number])
             found[name].append((float((a == b)[shown].sum()), float(shown.sum())))
     return found
+
+
+def with_first(scenes: Scenes) -> Iterator[SceneSpec]:
+    """Scenes whose first thing training never saw, where the settings hold that out; else all."""
+    for index in itertools.count():
+        scene = scene_spec(scenes[index].truth["spec"])
+        if scenes.settings.held != "reference concept" or concept_held_out(scene.subjects[0].concept):
+            yield scene
 
 
 def characters(

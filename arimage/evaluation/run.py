@@ -13,7 +13,7 @@ from torch import Tensor
 
 from arimage.data.assets import Assets
 from arimage.data.scenes import Scenes
-from arimage.data.scenes.settings import PICTURE_TASKS, SceneSettings
+from arimage.data.scenes.settings import PICTURE_TASKS, Held, SceneSettings
 from arimage.evaluation.cases import Case, cases
 from arimage.evaluation.codes import characters, counted_cells, stability
 from arimage.evaluation.config import EvaluateConfig
@@ -27,6 +27,7 @@ from arimage.inference.requests import EngineImage, ImageRequest
 RESAMPLES = 2000
 IDLE_GREEDY = ("top_p", "top_k", "min_p")
 IDLE_UNGUIDED = ("guidance_interval", "negative_text")
+THINGS: dict[str, Held | None] = {"codes kept": None, "codes kept, concept never seen": "reference concept"}
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,14 @@ def tokenizer_rows(config: EvaluateConfig, pipeline: ImagePipeline, assets: Asse
     """The rows of ``part: tokenizer``; see :mod:`arimage.evaluation.codes`."""
     scenes = SceneSettings.model_validate({**config.scenes, "split": "evaluation"})
     count = 2 * config.cases
+    named: dict[str, list[Share]] = {}
     with pipeline.networks.use("semantic_tokenizer") as tokenizer:
-        shares = stability(tokenizer, assets, scenes, count, config.seed)
+        for things, held in THINGS.items():
+            shown = scenes.model_copy(update={"held": held})
+            for change, found in stability(tokenizer, assets, shown, count, config.seed).items():
+                named[f"{things}: {change}"] = found
         words = scenes.model_copy(update={"held": "word"})
-        read = characters(tokenizer, assets, _as_training(scenes), words, count)
-    named = {f"codes kept: {change}": found for change, found in shares.items()} | {"characters from codes": read}
+        named["characters from codes"] = characters(tokenizer, assets, _as_training(scenes), words, count)
     return [
         Row(name, len(found), pooled(found), *interval(found), ceiling=1.0, by_language={})
         for name, found in named.items()

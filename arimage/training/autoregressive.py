@@ -33,6 +33,7 @@ from arimage.training.codes import code_vectors, encode_views, preview_view, ref
 from arimage.training.config import NamingHead, TrainConfig
 from arimage.training.copy_heads import initialize_copy_heads, initialize_induction_heads
 from arimage.training.examples import Example
+from arimage.training.kept_codes import kept_cells, with_kept_codes
 from arimage.training.naming_heads import Alignment, NamedCodes, ToldApart, align, initialize_naming_head
 from arimage.training.objective import Losses, Objective, generator
 from tokenizer.image_size import PIXELS_PER_TOKEN
@@ -206,6 +207,8 @@ class AutoregressiveObjective(Objective):
                 sample["references"] = [half_size_pixels(reference_view(one, self.limits)) for one in record.sources]
                 sample["target"] = half_size_pixels(record.image)
                 pictured = not record.sources
+                if self.settings.kept_codes:
+                    sample["kept"] = kept_cells(record, self.limits)
             if not pictured and Random(f"copy/{example.seed}").random() < self.settings.copy_task_prob:
                 sample["copied"] = example.seed
                 sample["text"] = ""
@@ -228,6 +231,8 @@ class AutoregressiveObjective(Objective):
             if encoded is None:
                 references = [next(codes).cpu() for _ in sample["references"]]
                 own = [next(codes).cpu() for _ in range(1 + ("preview_view" in sample))]
+                if "kept" in sample:
+                    own[-1] = with_kept_codes(own[-1], references, sample["kept"])
             else:
                 references = [reference.codes.cpu() for reference in encoded.references]
                 own = [one.cpu() for one in (encoded.preview, encoded.codes) if one is not None]

@@ -23,6 +23,7 @@ NEUTRAL = Background("plain", Shade("neutral", (128, 128, 128)))
 TRACE = 0.12
 RESEEDED = 0.02
 NO_DISTANCE = 1e-12  # of points that have a centre of their own
+ROUNDING = 1 / 127.5  # of pixels in [-1, 1]: one level of 255
 
 
 def neutral_view(record: Record, view: Tensor, assets: Assets, patch: int) -> tuple[Tensor, Tensor]:
@@ -92,7 +93,8 @@ class Classes(torch.nn.Module):
 
         Args:
             weights: of each cell, (N,).
-            own: (N,) bool, cells that are a class of their own whatever is near them.
+            own: (N,) bool, cells that are a class of their own whatever is near them; those that differ by no more
+                than rounding share one.
 
         Returns:
             The root of the weighted mean square by which pixels differ from their class's centre.
@@ -104,7 +106,7 @@ class Classes(torch.nn.Module):
         _, axes = principal_axes((centred * share[:, None]).T @ centred)
         basis = axes[: self.basis.shape[1]].T
         points = centred @ basis
-        fixed = points[own][: len(self.centers)]
+        fixed = _unlike(points[own], ROUNDING * cells.shape[1] ** 0.5)[: len(self.centers)]
         rest, rest_share = points[~own], share[~own]
         centers = _spread_out(rest, rest_share, fixed, len(self.centers), generator)
         for _ in range(iterations):
@@ -135,6 +137,13 @@ class Classes(torch.nn.Module):
         cells = self.centers[codes] @ self.basis.T + self.mean
         parts = cells.unflatten(-1, (3, patch, patch)).permute(0, 3, 1, 4, 2, 5)
         return parts.flatten(4, 5).flatten(2, 3)
+
+
+def _unlike(points: Tensor, least: float) -> Tensor:
+    """The points (N, components) that are farther than ``least`` from all before them."""
+    near = torch.cdist(points, points) <= least
+    first = near.to(torch.uint8).argmax(dim=1)
+    return points[first == torch.arange(len(points), device=points.device)]
 
 
 def _spread_out(points: Tensor, share: Tensor, fixed: Tensor, count: int, generator: torch.Generator) -> Tensor:

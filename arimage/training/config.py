@@ -242,6 +242,9 @@ class AutoregressiveTraining(_Strict):
         rename_prob: share of the other edits in which a random share of the codes that target and references have in
             common are replaced by random others, the same in all of them (random symbols, as in symbol tuning, Wei et
             al. 2023, arXiv:2305.08298). The instruction stays true, and what it keeps has to be looked up.
+        kept_codes: things that an edit keeps have their reference's codes in its target too
+            (:mod:`arimage.training.kept_codes`), for scenes on a grid of codes. Things that the tokenizer has never
+            seen have others on another background, which nobody could foretell.
         changes: weight of a second task that training alone has: at each code of the last reference, to tell whether
             the edit changes it, so that what the prompt means is found where it stands. Of edits whose target has the
             reference's size and keeps more than the ground, which does not count, changed and kept codes counting
@@ -267,6 +270,7 @@ class AutoregressiveTraining(_Strict):
     induction_heads: tuple[int, int] | None = None
     copy_task_prob: float = Field(0.0, ge=0, le=1)
     rename_prob: float = Field(0.0, ge=0, le=1)
+    kept_codes: bool = False
     changes: float = Field(0.0, ge=0)
     changes_layer: int | None = Field(None, ge=1)
     alignment: float = Field(0.0, ge=0)
@@ -311,6 +315,8 @@ class DecoderTraining(_Strict):
         rename_prob: share of the samples with references in which codes that the target has in common with them are
             replaced by random others, the same in all of them: how such a code looks can only be looked up, also where
             a thing has moved.
+        kept_codes: things that an edit keeps have their reference's codes in its target too
+            (:mod:`arimage.training.kept_codes`), as a model that copies them draws them.
         train_glyph_encoder: learn the glyph encoder too.
         codes_from_codebook: begin with embeddings of the visual tokens that are a projection of the codebook, so that
             codes that look alike start alike; for a decoder that is not trained yet.
@@ -333,6 +339,7 @@ class DecoderTraining(_Strict):
     full_image_prob: float = Field(0.0, ge=0, le=1)
     copy_task_prob: float = Field(0.0, ge=0, le=1)
     rename_prob: float = Field(0.0, ge=0, le=1)
+    kept_codes: bool = False
     train_glyph_encoder: bool = True
     codes_from_codebook: bool = False
     distillation: Distillation | None = None

@@ -22,6 +22,7 @@ from arimage.training.codes import code_vectors, encode_views, reference_view
 from arimage.training.config import DecoderTraining, TrainConfig
 from arimage.training.distillation import Teacher, velocity_of
 from arimage.training.examples import Example
+from arimage.training.kept_codes import kept_cells, with_kept_codes
 from arimage.training.objective import Losses, Objective, noise_of, under, uniform_of
 from arimage.training.samples import pictures_from_codes
 from decoder.autoencoder import Autoencoder
@@ -132,6 +133,7 @@ class DecoderObjective(Objective):
             "references": {
                 tuple(places): as_seen([shown[sample][place] for sample, place in places]) for places in alike.values()
             },
+            "kept": [kept_cells(record, self.limits) for record in records] if self.settings.kept_codes else [],
             "glyph_texts": glyph_texts,
             "seeds": seeds,
         }
@@ -174,6 +176,9 @@ class DecoderObjective(Objective):
             for (sample, place), its_latents, its_codes in zip(places, *self._encoded(*shown)):
                 references[sample][place] = EncodedReference(its_codes, its_latents)
         rows = [[row[place] for place in sorted(row)] for row in references]
+        if batch["kept"]:
+            told = zip(codes, rows, batch["kept"])
+            codes = torch.stack([with_kept_codes(own, [one.codes for one in row], cells) for own, row, cells in told])
         return DecoderBatch.plain(latents, codes, rows, batch["glyph_texts"], batch["seeds"])
 
     def _encoded(self, pictures: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:

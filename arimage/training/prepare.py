@@ -37,6 +37,7 @@ from arimage.training.batches import StepBatches
 from arimage.training.cache import INDEX, shard_entry, write_shard
 from arimage.training.codes import encode_views, preview_view, reference_view
 from arimage.training.config import TrainConfig
+from arimage.training.kept_codes import kept_cells, with_kept_codes
 from tokenizer.pixels import pixels
 from tokenizer.semantic_tokenizer import half_size_pixels
 
@@ -114,6 +115,9 @@ def prepare(
         "encoders": encoders_hash(checkpoint, latents), "latents": latents, "data": data, "seed": config.seed,
         "shard": shard, "batch_size": config.batch_size,
     }  # fmt: skip
+    kept = (config.decoder if latents else config.autoregressive).kept_codes
+    if kept:
+        about["kept_codes"] = True
     if any(source.path for source in config.data):
         about["placement"] = "pairs"
     batches = StepBatches(config.data, config.batch_size, lambda examples: {}, config.captions, seed=config.seed)
@@ -124,9 +128,9 @@ def prepare(
     plan = _plan(cache.shards, batches, count, shard)
     samples = {one.name: one.samples for one in plan}
     encoded = (
-        _here(config.start, latents)
+        _here(config.start, latents, kept)
         if spread is None
-        else partial(spread, partial(_encoder, os.path.abspath(config.start), latents))
+        else partial(spread, partial(_encoder, os.path.abspath(config.start), latents, kept))
     )
     numbers = sorted(range(len(plan)), key=lambda number: (number - process) % processes)
     for one in (plan[number] for number in numbers):
@@ -287,14 +291,14 @@ class _Cache:
         write_whole(self.folder / INDEX, json.dumps(index, indent=1).encode())
 
 
-def _here(start: str, latents: bool) -> Callable[[Iterable[Record]], Iterator[Encoded]]:
+def _here(start: str, latents: bool, kept: bool) -> Callable[[Iterable[Record]], Iterator[Encoded]]:
     """An encoder of many records in this process."""
-    encoder = _encoder(start, latents)
+    encoder = _encoder(start, latents, kept)
     return lambda records: map(encoder, records)
 
 
-def _encoder(start: str, latents: bool) -> Callable[[Record], Encoded]:
-    return _Encoder(Checkpoint.open(start), _device(), latents)
+def _encoder(start: str, latents: bool, kept: bool) -> Callable[[Record], Encoded]:
+    return _Encoder(Checkpoint.open(start), _device(), latents, kept)
 
 
 def _device() -> torch.device:
@@ -312,10 +316,10 @@ def smallest_integers(codes: int) -> torch.dtype:
 
 
 class _Encoder:
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, latents: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, latents: bool, kept: bool) -> None:
         self.tokenizer = checkpoint.semantic_tokenizer(device=device, dtype=torch.float32)
         self.autoencoder = checkpoint.autoencoder(device=device, dtype=torch.float32) if latents else None
-        self.limits, self.device = checkpoint.config.processor.limits, device
+        self.limits, self.device, self.kept = checkpoint.config.processor.limits, device, kept
         self.integers = smallest_integers(self.tokenizer.model.vqmodel.config.num_embeddings)
 
     @torch.no_grad()
@@ -327,6 +331,8 @@ class _Encoder:
         if not references:
             views.append(preview_view(record.image))
         codes = [one.cpu().to(self.integers) for one in encode_views(self.tokenizer, views, self.device)]
+        if self.kept:
+            codes[0] = with_kept_codes(codes[0], codes[1:], kept_cells(record, self.limits))
         if not references:
             tensors["preview"] = codes[-1]
         names = ["", *(f"reference-{place}/" for place in range(len(references)))]
