@@ -337,6 +337,15 @@ class SamplingOptions(TypedDict, total=False):
             idle=DRAFTLESS,
         ),
     ]
+    align_references: Annotated[
+        bool,
+        Option(
+            "Show diffusion what references hold at the place where the visual tokens repeat it: for a decoder that "
+            "copies best from the same place",
+            default=False,
+            half="tokens",
+        ),
+    ]
 
 
 def declared(entries: type) -> Iterator[Option]:

@@ -16,8 +16,8 @@ from arimage.data.scenes import Scenes, SceneSettings
 from arimage.data.scenes.cells import cells_of, flat, letter_cells
 from arimage.data.scenes.draw import draw
 from arimage.data.scenes.spec import Background, SceneSpec, Shade, scene_spec
-from arimage.errors import DataError
 from arimage.data.split import concept_held_out
+from arimage.errors import DataError
 from arimage.evaluation.codes import CHANGES, characters, stability, with_first
 from arimage.training.cells import Classes, different_cells, neutral_view
 from arimage.training.loop import Run, train

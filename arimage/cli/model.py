@@ -80,7 +80,7 @@ def assemble(
         list[str] | None,
         typer.Option(
             "--sampling",
-            help="How its tokens are best drawn, where BASE says else: temperature=0.7, with_references.top_p=1; repeatable.",
+            help="How its tokens are best drawn, if not as in BASE: temperature=0.7, with_references.top_p=1; repeats.",
         ),
     ] = None,
 ) -> None:

@@ -21,6 +21,7 @@ from arimage.autoregressive.generation import TOKEN_BATCH, UNCONSTRAINED, TokenP
 from arimage.autoregressive.layout import Grid, Prompt, build_prompt, grid_of_aspect, preview_grid, target_grid
 from arimage.images.masks import FEATHER
 from arimage.images.sizes import enlarged, resized
+from arimage.inference.alignment import aligned
 from arimage.inference.networks import Networks
 from arimage.inference.requests import (
     EngineImage,
@@ -276,12 +277,15 @@ class Engine:
     ) -> Tensor:
         """The third stage: the latents (C, 4h, 4w) of a picture of (h, w) codes."""
         encoded = encoded.to(self.networks.device)
+        references = encoded.references
+        if settings.align_references:
+            references = tuple(aligned(one, codes) for one in references)
         with self.networks.use("transformer") as transformer:
             request = DecodeRequest(
                 codes=codes,
                 glyphs=encoded.glyphs,
                 negative_glyphs=encoded.negative_glyphs,
-                references=encoded.references,
+                references=references,
                 noise=self._noise(encoded.seed, tuple(codes.shape)),
                 known=encoded.known,
                 start_latents=encoded.start_latents,

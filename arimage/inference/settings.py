@@ -32,6 +32,8 @@ class Settings:
         draft_side: pictures of more pixels than a square of this side are made at about that many first, and enlarged:
             for a model whose tokens were trained at one size. 0 draws the tokens of every size.
         draft_strength: share of the diffusion that an enlarged draft goes through, in (0, 1].
+        align_references: what references hold is shown to diffusion where the visual tokens repeat it
+            (:mod:`arimage.inference.alignment`).
         feather: pixels over which an edit fades in inside the border of its mask.
     """
 
@@ -41,6 +43,7 @@ class Settings:
     preview_grid: bool = True
     draft_side: int = 0
     draft_strength: float = 0.5
+    align_references: bool = False
     feather: int = FEATHER
 
     def __post_init__(self) -> None:
