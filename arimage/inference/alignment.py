@@ -88,13 +88,10 @@ def _grown(cells: Tensor, possible: Tensor) -> Tensor:
 
 def _with_cells(reference: Reference, taken: Tensor) -> Reference:
     """The reference with cells (h, w) taken from those of these numbers, -1 for its own."""
-    n, (height, width) = LATENTS_PER_TOKEN, taken.shape
+    n, width = LATENTS_PER_TOKEN, taken.shape[1]
     own = torch.arange(taken.numel()).view_as(taken)
-    origin = torch.where(taken < 0, own, taken).to(reference.latents.device)
+    origin = torch.where(taken < 0, own, taken).to(reference.codes.device)
     rows, columns = origin // width, origin % width
-    inside = torch.arange(n, device=origin.device)
-    latent_rows = (rows[:, None, :, None] * n + inside[:, None]).expand(height, n, width, n).reshape(n * height, -1)
-    latent_columns = (columns[:, None, :, None] * n + inside).expand(height, n, width, n).reshape(n * height, -1)
-    return Reference(
-        reference.latents[:, latent_rows, latent_columns], reference.codes[rows, columns].to(reference.codes.device)
-    )
+    blocks = reference.latents.unflatten(2, (-1, n)).unflatten(1, (-1, n))[:, rows, :, columns]
+    latents = blocks.permute(2, 0, 3, 1, 4).reshape(reference.latents.shape)
+    return Reference(latents, reference.codes[rows, columns])
