@@ -26,7 +26,7 @@ train() {
   local stage=$1 from=$2; shift 2
   local settings=()
   [ "$BUDGET" = toy ] && settings=("$@" precision=\"no\" warmup=1 evaluation_batches=1 samples.steps=2 scenes.groups=[] scenes.fonts=null scenes.minimum_rating=1)
-  case $stage in tokenizer-512 | tokenizer-letters | tokenizer-wide) settings+=("tokenizer.classes=$WORK/tokenizer/classes.safetensors") ;; esac
+  case $stage in tokenizer-512 | tokenizer-letters) settings+=("tokenizer.classes=$WORK/tokenizer/classes.safetensors") ;; esac
   [ -e "$WORK/$stage/checkpoint/model_index.json" ] && return
   $ARIMAGE train "configs/nano/$stage.yaml" start="$WORK/$from" output="$WORK/$stage" assets="$ASSETS" \
     ${settings[@]+"${settings[@]}"} ${prepared[@]+"${prepared[@]}"}
@@ -48,13 +48,11 @@ train autoencoder-whole autoencoder/checkpoint steps=1 batch_size=2 autoencoder.
 train tokenizer start steps=3 batch_size=4 tokenizer.class_samples=60
 train tokenizer-512 tokenizer/checkpoint steps=1 batch_size=2
 train tokenizer-letters tokenizer-512/checkpoint steps=1 batch_size=2
-train tokenizer-wide tokenizer-letters/checkpoint steps=1 batch_size=2
-[ -e "$WORK/pixels/model_index.json" ] || $ARIMAGE assemble "$WORK/tokenizer-wide/checkpoint" \
+[ -e "$WORK/pixels/model_index.json" ] || $ARIMAGE assemble "$WORK/tokenizer-letters/checkpoint" \
   autoencoder="$WORK/autoencoder-whole/checkpoint" --dtype float32 -o "$WORK/pixels"
 train_prepared autoregressive-256 pixels 32000 codes-256 steps=3 batch_size=2
 train_prepared autoregressive-named autoregressive-256/checkpoint 24000 codes-named steps=2 batch_size=2 autoregressive.naming_head=null
-train_prepared autoregressive-wide autoregressive-named/checkpoint 24000 codes-wide steps=1 batch_size=2
-train autoregressive-quality autoregressive-wide/checkpoint steps=1 batch_size=1
+train autoregressive-quality autoregressive-named/checkpoint steps=1 batch_size=1
 train_prepared decoder-256 pixels 8000 latents-256 steps=3 batch_size=2
 train_prepared decoder-512 decoder-256/checkpoint 8000 latents-512 steps=1 batch_size=1 decoder.noise_levels_per_image=1
 rendered=decoder-512
@@ -67,7 +65,8 @@ train decoder-quality "$rendered/checkpoint" steps=1 batch_size=1 decoder.noise_
 rm -rf "$WORK/nano"
 $ARIMAGE assemble "$WORK/decoder-quality/checkpoint" autoregressive="$WORK/autoregressive-quality/checkpoint" \
   --name arimage-nano --sampling temperature=0.7 --sampling top_p=0.9 --sampling preview_grid=false \
-  --sampling draft_side=256 --sampling draft_strength=0.1 --sampling with_references.draft_strength=0.2 -o "$WORK/nano"
+  --sampling draft_side=256 --sampling draft_strength=0.1 --sampling with_references.draft_strength=0.2 \
+  --sampling with_references.align_references=true -o "$WORK/nano"
 steps=()
 [ "$BUDGET" = toy ] && steps=(--steps 4)
 $ARIMAGE generate "a fox on a blue background" --model "$WORK/nano" --size 256 --seed 1 ${steps[@]+"${steps[@]}"} \
