@@ -26,12 +26,13 @@ edit dog "Replace the dog with a cat" dog-to-cat
 edit dog "a horse instead of the dog" dog-to-horse
 $ARIMAGE upscale fox.png --seed 1 --no-recipe -o fox-large.png
 
-# Scenes of two rows of the evaluation, by index; wants the artwork (arimage data sprites -o data/nano).
+# Scenes of three rows of the evaluation, by index; wants the artwork (arimage data sprites -o data/nano).
 sheet() {
-  $ARIMAGE evaluate ../../configs/nano/evaluate.yaml cases=50 --group "$1" assets=../../data/nano options.tier=fast -o evaluation
+  $ARIMAGE evaluate ../../configs/nano/evaluate.yaml cases="$3" --group "$1" assets=../../data/nano options.tier=fast -o evaluation
   python3 -c 'import sys; from PIL import Image; Image.open(sys.argv[1]).convert("RGB").quantize(128).save(sys.argv[2], optimize=True)' \
     evaluation/sheet.png "$2"
   rm -r evaluation
 }
-sheet subject nano-evaluation.png
-sheet "edit background" nano-edits.png
+sheet subject nano-evaluation.png 50
+sheet "edit background" nano-edits.png 150
+sheet identity nano-identity.png 150
