@@ -24,8 +24,7 @@ STEPS = {
     "decoder-512": 4, "decoder-quality": 6,
 }  # fmt: skip
 BATCH = {"tokenizer": 8, "autoregressive-256": 2, "autoregressive-quality": 1}
-TOLERANCE, LATE_TOLERANCE = 2e-3, 1e-2  # rounding differs from processor to processor, and each step adds to it
-EARLY = 10
+TOLERANCE = {"autoencoder": 3e-3}  # 2e-3 of the others; its 18th step differs by 2.2e-3 between processors
 
 
 def first_losses(name: str, folder: Path) -> list[float]:
@@ -80,8 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_losses_are_those_that_were_frozen(name: str, folder: Path) -> None:
     found, frozen = first_losses(name, folder), golden()[name]
     assert len(found) == len(frozen) == STEPS[name]
-    assert found[:EARLY] == pytest.approx(frozen[:EARLY], rel=TOLERANCE, abs=1e-4)
-    assert found[EARLY:] == pytest.approx(frozen[EARLY:], rel=LATE_TOLERANCE, abs=1e-4)
+    assert found == pytest.approx(frozen, rel=TOLERANCE.get(name, 2e-3), abs=1e-4)
 
 
 if __name__ == "__main__":

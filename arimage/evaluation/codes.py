@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from random import Random
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from arimage.data.assets import Assets
 from arimage.data.records import Record
 from arimage.data.scenes import Scenes
-from arimage.data.scenes.cells import cells_of, flat, letter_cells
+from arimage.data.scenes.cells import cells_of, flat, letter_cells, subject_square
 from arimage.data.scenes.compose import PLACES
 from arimage.data.scenes.draw import draw
 from arimage.data.scenes.settings import SceneSettings
@@ -51,7 +50,7 @@ def stability(
     composer, random = scenes.composer, Random(f"stability/{seed}")
     pictures: list[Image.Image] = []
     places: list[tuple[int, int, int]] = []
-    for scene in islice(with_first(scenes), count):
+    for scene in itertools.islice(with_first(scenes), count):
         alone = replace(scene, subjects=scene.subjects[:1])
         other = replace(alone, background=composer.background(random, scene.background.first.name))
         x, y = PLACES[random.choice(CORNER_PLACES[1:])]
@@ -160,10 +159,8 @@ def _spelt(
 
 def _area(spec: SceneSpec) -> tuple[int, int, int]:
     """Row, column and side of a scene's first subject, in visual tokens."""
-    subject = spec.subjects[0]
-    side = subject.size * spec.short
-    top, left = subject.y * spec.height - side / 2, subject.x * spec.width - side / 2
-    return round(top / PIXELS_PER_TOKEN), round(left / PIXELS_PER_TOKEN), round(side / PIXELS_PER_TOKEN)
+    top, left, side = subject_square(spec.subjects[0], spec, PIXELS_PER_TOKEN)
+    return round(top), round(left), round(side)
 
 
 def _cut(grid: Tensor, area: tuple[int, int, int]) -> Tensor:

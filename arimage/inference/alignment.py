@@ -31,19 +31,17 @@ def aligned(reference: Reference, codes: Tensor) -> Reference:
     shown = target != target.flatten().mode().values
     shows = source != source.flatten().mode().values
     open_cells = shown & (target != source)
-    taken = torch.full(target.shape, -1)
+    own = torch.arange(source.numel()).view_as(source)
+    origin = own
     for _ in range(MOST_MOVES):
         move = _likeliest_move(target, source, open_cells, shows)
         if move is None:
             break
         own_codes, possible = _moved(source, move, -1), _moved(shows, move, False) & open_cells
         cells = _grown(possible & (own_codes == target), possible)
-        numbers = torch.arange(source.numel()).view_as(source)
-        taken = torch.where(cells, _moved(numbers, move, -1), taken)
+        origin = torch.where(cells, _moved(own, move, -1), origin)
         open_cells &= ~cells
-    if (taken < 0).all():
-        return reference
-    return _with_cells(reference, taken)
+    return reference if origin is own else _with_cells(reference, origin)
 
 
 def _likeliest_move(target: Tensor, source: Tensor, open_cells: Tensor, shows: Tensor) -> tuple[int, int] | None:
@@ -86,11 +84,10 @@ def _grown(cells: Tensor, possible: Tensor) -> Tensor:
         cells = wide & possible
 
 
-def _with_cells(reference: Reference, taken: Tensor) -> Reference:
-    """The reference with cells (h, w) taken from those of these numbers, -1 for its own."""
-    n, width = LATENTS_PER_TOKEN, taken.shape[1]
-    own = torch.arange(taken.numel()).view_as(taken)
-    origin = torch.where(taken < 0, own, taken).to(reference.codes.device)
+def _with_cells(reference: Reference, origin: Tensor) -> Reference:
+    """The reference with its cells (h, w) taken from those of these numbers."""
+    n, width = LATENTS_PER_TOKEN, origin.shape[1]
+    origin = origin.to(reference.codes.device)
     rows, columns = origin // width, origin % width
     blocks = reference.latents.unflatten(2, (-1, n)).unflatten(1, (-1, n))[:, rows, :, columns]
     latents = blocks.permute(2, 0, 3, 1, 4).reshape(reference.latents.shape)

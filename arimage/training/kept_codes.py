@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from arimage.data.records import Record
+from arimage.data.scenes.cells import subject_square
 from arimage.data.scenes.spec import SceneSpec, Subject, scene_spec
 from tokenizer.image_size import PIXELS_PER_TOKEN, SizeLimits, reference_size
 
@@ -59,14 +60,14 @@ def with_kept_codes(target: Tensor, references: Sequence[Tensor], cells: Tensor)
     if not len(cells):
         return target
     rows, columns, numbers, other_rows, other_columns = cells.to(target.device).T
-    made = target.clone()
+    shown, made = target != target.flatten().mode().values, target.clone()
     for number, reference in enumerate(references):
         reference = reference.to(target)
         chosen = numbers == number
         here = rows[chosen], columns[chosen]
         there = reference[other_rows[chosen], other_columns[chosen]]
-        shown = (there != reference.flatten().mode().values) & (target[here] != target.flatten().mode().values)
-        made[here] = torch.where(shown, there, made[here])
+        taken = (there != reference.flatten().mode().values) & shown[here]
+        made[here] = torch.where(taken, there, made[here])
     return made
 
 
@@ -82,11 +83,7 @@ def _looks(subject: Subject) -> Subject:
 
 def _cells(subject: Subject, scene: SceneSpec) -> tuple[int, int, int] | None:
     """Row, column and side of a subject in cells; None where it does not fill whole ones."""
-    side = subject.size * scene.short
-    exact = [
-        value / PIXELS_PER_TOKEN
-        for value in (subject.y * scene.height - side / 2, subject.x * scene.width - side / 2, side)
-    ]
+    exact = subject_square(subject, scene, PIXELS_PER_TOKEN)
     top, left, cells = (round(value) for value in exact)
     inside = min(top, left) >= 0 and top + cells <= scene.height // PIXELS_PER_TOKEN
     if any(abs(value - round(value)) > WHOLE for value in exact) or not inside:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from arimage.data.scenes.spec import SceneSpec
+from arimage.data.scenes.spec import SceneSpec, Subject
 
 FLAT = 0.02
 
@@ -18,6 +18,13 @@ def flat(cells: Tensor) -> Tensor:
     """Which cells have one colour all over: (..., 3 * patch * patch) in [-1, 1] to (...) bool."""
     channels = cells.unflatten(-1, (3, -1))
     return (channels.amax(dim=-1) - channels.amin(dim=-1)).amax(dim=-1) < FLAT
+
+
+def subject_square(subject: Subject, spec: SceneSpec, cell: int) -> tuple[float, float, float]:
+    """Top, left and side of a subject's square in cells of so many pixels; whole numbers on the grid."""
+    side = subject.size * spec.short
+    top, left = subject.y * spec.height - side / 2, subject.x * spec.width - side / 2
+    return top / cell, left / cell, side / cell
 
 
 def letter_cells(spec: SceneSpec, rows: int, columns: int) -> Tensor:
