@@ -2,18 +2,20 @@
 
     python benchmarks/scale.py rate --jobs 10000 --workers 4       # a stub of realistic sizes: share of the ideal rate
     python benchmarks/scale.py faults --jobs 200 --times 5         # kill -9 of workers, nodes and the driver
-    python benchmarks/scale.py model --jobs 500                    # the embedded model: the pictures of a plain run
+    python benchmarks/scale.py model --jobs 500                    # the embedded model: pictures and rate of plain runs
 
 ``rate`` uses pools of 1 + ``--workers``, the times of the released model's stages divided by ``--quicker``, and the
 sizes of what they hand on. The ideal is the rate of the slowest stage's workers if they never waited. Nothing is
-written but rows. ``faults`` and ``model`` compare with a run in one process, file by file.
+written but rows. ``faults`` compares with a run in one process, file by file.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -209,26 +211,52 @@ def row_of(number: int) -> dict[str, Any]:
 
 
 def model(options: argparse.Namespace) -> dict[str, Any]:
-    """The embedded model by ``arimage batch`` without and with Ray, with edits and masks: seconds, and whether
-    files are the same."""
-    from arimage.cli.main import run
+    """The embedded model by ``arimage batch``, with edits and masks among the jobs: pictures a second without Ray and
+    with it, and whether the files are the same.
 
+    Without: one process with all cores; then as many processes of ``--threads`` as there is room for, which share the
+    jobs and nothing else: what the machine can give. With: ``--ray local --threads``. All in turns, ``--rounds`` times.
+    """
+    cores = os.cpu_count() or 1
+    several = max(1, cores // options.threads)
+    ways = {"one process": (1, cores, ()), "apart": (several, options.threads, ())} | {
+        "ray": (1, options.threads, ("--ray", "local"))
+    }
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    pictures: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        jobs = folder / "jobs.jsonl"
         draw_references(folder)
         rows = [row_of(number) for number in range(options.jobs)]
-        jobs.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        seconds = {}
-        for place, more in (("plain", []), ("ray", ["--ray", "local"])):
-            began = time.monotonic()
-            try:
-                run(["batch", str(jobs), "-o", str(folder / place), "--tier", "fast", "--shard", "100", *more])
-            except SystemExit as ended:
-                if ended.code:
-                    raise
-            seconds[place] = time.monotonic() - began
-        return {"seconds": seconds, "same": contents(folder / "plain") == contents(folder / "ray")}
+        for turn in range(options.rounds):
+            for way, (processes, threads, more) in ways.items():
+                places = [folder / f"{way}-{turn}-{number}" for number in range(processes)]
+                began = time.monotonic()
+                running = []
+                for number, place in enumerate(places):
+                    jobs = folder / f"{number}-of-{processes}.jsonl"
+                    jobs.write_text("".join(json.dumps(row) + "\n" for row in rows[number::processes]))
+                    given = (str(jobs), "-o", str(place), "--tier", "fast", "--threads", str(threads), *more)
+                    command = [sys.executable, "-m", "arimage", "batch", "--quiet", *given]
+                    running.append(subprocess.Popen(command))
+                if any([one.wait() for one in running]):
+                    raise SystemExit(f"{way}: arimage batch failed")
+                files = [path for place in places for path in place.rglob("*.png")]
+                found[way].append({"seconds": time.monotonic() - began, "pictures_a_second": steady(files)})
+                pictures[way] = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+    rates = {way: statistics.median(one["pictures_a_second"] for one in runs) for way, runs in found.items()}
+    return {
+        "jobs": options.jobs, "cores": cores, "threads": options.threads, "runs": found, "pictures_a_second": rates,
+        "ray_to_apart": rates["ray"] / rates["apart"], "ray_to_one_process": rates["ray"] / rates["one process"],
+        "same": pictures["ray"] == pictures["apart"],
+    }  # fmt: skip
+
+
+def steady(files: list[Path]) -> float:
+    """Pictures a second between the first and the last tenth, by when their files were written."""
+    written = sorted(path.stat().st_mtime for path in files)
+    first, last = len(written) // 10, len(written) - len(written) // 10 - 1
+    return (last - first) / (written[last] - written[first])
 
 
 if __name__ == "__main__":
@@ -239,6 +267,8 @@ if __name__ == "__main__":
     parser.add_argument("--quicker", type=float, default=200.0)
     parser.add_argument("--store", type=int, default=256, help="MiB of the object store")
     parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="model: CPU threads of a worker")
+    parser.add_argument("--rounds", type=int, default=1, help="model: how often each way is run")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--kinds", default="worker,driver")
     parser.add_argument("--seed", type=int, default=0)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from arimage.cli.main import run
 from arimage.cli.options import with_ray_address
 from arimage.images.provenance import read_recipe
+from arimage.scale.stages import STAGES
 from tests.conftest import photo
 from tests.ray_here import RayHere
 from tests.test_batch import contents
@@ -95,6 +97,28 @@ def test_pools_make_the_same_files(batch, monkeypatch):
         code, out, err = batch("jobs.jsonl", "-o", place, *more)
         assert (code, out) == (0, f"{place}: 5 pictures, 5 of them new, 0 failed\n"), err
     assert contents(Path("pools")) == contents(Path("plain"))
+
+
+def test_workers_take_the_threads_of_the_command(batch, monkeypatch):
+    from arimage.cli import pools
+    from arimage.scale import pools as actors
+    from arimage.scale.cluster import default_cluster
+
+    asked = []
+    monkeypatch.setattr(pools, "check_pools", lambda ray, cluster: None)
+    here = RayHere(apart=True)
+    here.cluster_resources = lambda: {"CPU": 4.0}
+    monkeypatch.setattr(actors, "connect", lambda address: here)
+    monkeypatch.setattr("arimage.scale.cluster.default_cluster", lambda *of: asked.append(of) or default_cluster(*of))
+    threads = torch.get_num_threads()
+    try:
+        code, _, err = batch("jobs.jsonl", "-o", "out", "--ray", "--threads", "1")
+        assert (code, asked, torch.get_num_threads()) == (0, [(4.0, 0.0, 1)], 1), err
+    finally:
+        torch.set_num_threads(threads)
+    stages = {actor.inside.stage for actor in here.actors}
+    assert (len(here.actors), stages) == (7, set(STAGES))  # four of diffusion
+    assert {actor.inside.stages.threads for actor in here.actors} == {1}
 
 
 def test_a_dry_run_keeps_nothing_and_says_how_long_it_takes(batch):

@@ -20,7 +20,7 @@ from arimage.scale.local import run_here
 from arimage.scale.pools import Pools, connect
 from arimage.scale.progress import Progress
 from arimage.scale.spread import spread
-from arimage.scale.stages import Output
+from arimage.scale.stages import STAGES, Output
 from arimage.scale.stores import Store
 from arimage.scale.stub import StubStages
 from arimage.scale.target import Target
@@ -139,5 +139,14 @@ def test_a_cluster_file_is_checked():
     ]:
         with pytest.raises(UsageError, match=words):
             validate(wrong, Cluster, "c.yaml")
-    assert default_cluster(16, 8).gpus == pytest.approx(8)
-    assert default_cluster(2, 0).pool("tokens").num_cpus == 0.5
+    assert default_cluster(16, 8, threads=16).gpus == pytest.approx(8)
+    assert default_cluster(2, 0, threads=2).pool("tokens").num_cpus == 0.5
+
+
+def test_without_gpus_there_are_as_many_workers_as_threads_leave_room_for():
+    cluster = default_cluster(8, 0, threads=2)
+    pools = [cluster.pool(stage) for stage in STAGES]
+    assert [pool.most for pool in pools] == [1, 1, 4, 1]
+    assert sum(pool.num_cpus * pool.most for pool in pools) <= 8
+    assert default_cluster(2, 0, threads=4).pool("diffusion").most == 1
+    assert default_cluster(8, 1, threads=2).pool("diffusion").most == 1

@@ -82,11 +82,11 @@ def batch(
         needs_pyarrow()
     console = Console(quiet)
     given = {**loading, "lora": tuple(loading["lora"] or ())}
-    model = given.pop("model")
+    model, threads = given.pop("model"), given.pop("threads")
     if ray is None:
-        pipeline = console.load(model, **given)
+        pipeline = console.load(model, threads=threads, **given)
     else:  # workers have GPUs; for names of jobs this machine needs none
-        pipeline = console.load(model, device="cpu", lora=given["lora"])
+        pipeline = console.load(model, device="cpu", lora=given["lora"], threads=threads)
         given = for_workers(model, given)
     dtype, quantization = loading["dtype"], loading["quantization"]
     asked = f" {dtype} {quantization}" if dtype or quantization else ""

@@ -33,6 +33,7 @@ def benchmark(
     device: options.Device = None,
     dtype: options.DataType = None,
     placement: options.Placement = "resident",
+    threads: options.Threads = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
     **chosen: Any,
@@ -65,7 +66,7 @@ def benchmark(
     part = _share(share)
     cases = read_cases(name, prompts or own_prompts(name, language), repeats, images)[:count]
     console = Console(quiet)
-    pipeline = console.load(model, device=device, dtype=dtype, placement=placement)
+    pipeline = console.load(model, device=device, dtype=dtype, placement=placement, threads=threads)
     making = Making(parse_size(_size(size), pipeline.engine.limits), seed, chosen, part)
     about = {
         "benchmark": name, "model": pipeline.checkpoint.name, "weights_sha256": pipeline.networks.weights_hash(),

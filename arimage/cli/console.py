@@ -21,6 +21,14 @@ STAGES = {"tokens": ("visual tokens", "tokens"), "diffusion": ("diffusion", "ste
 SECONDS_BETWEEN_LINES = 5.0
 
 
+def use_threads(threads: int | None) -> None:
+    """Have PyTorch use so many CPU threads; None leaves it as it is."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 class Console:
     """Speaks on standard error, so that standard output stays for results."""
 
@@ -32,10 +40,18 @@ class Console:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
-    def load(self, model: "Path | None", *, lora: "Sequence[str] | None" = None, **options: Any) -> "ImagePipeline":
+    def load(
+        self,
+        model: "Path | None",
+        *,
+        lora: "Sequence[str] | None" = None,
+        threads: int | None = None,
+        **options: Any,
+    ) -> "ImagePipeline":
         """Open a model by :func:`arimage.inference.api.load`, and say so where it was never trained and makes noise."""
         from arimage.inference.api import load
 
+        use_threads(threads)
         pipeline = load(model, lora=lora or (), **options)
         if pipeline.checkpoint.is_random:
             self.note(

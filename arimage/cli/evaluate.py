@@ -15,7 +15,7 @@ def evaluate(
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report.")] = Path("evaluation"),
     group: Annotated[list[str] | None, typer.Option("--group", help="Only this group; may be repeated.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; all cores by default.", min=1)] = None,
+    threads: options.Threads = None,
     ray: options.Ray = None,
     cluster: options.ClusterFile = None,
     quiet: options.Quiet = False,
@@ -29,9 +29,7 @@ def evaluate(
     """
     from functools import partial
 
-    import torch
-
-    from arimage.cli.console import Console, print_json
+    from arimage.cli.console import Console, print_json, use_threads
     from arimage.cli.pools import check_pools, open_pools
     from arimage.errors import UsageError, nearest
     from arimage.evaluation.config import EvaluateConfig
@@ -44,8 +42,7 @@ def evaluate(
 
     check_writable(output / name for name in REPORT)
     check_pools(ray, cluster)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     wanted = load_yaml(config, EvaluateConfig, overrides or [])
     for name in group or ():
         if name not in wanted.groups:

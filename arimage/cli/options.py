@@ -43,6 +43,9 @@ Compile = Annotated[
         help="On a GPU: compile decoder and token step; the first picture takes longer.",
     ),
 ]
+Threads = Annotated[
+    int | None, _option("--threads", panel=MACHINE, help="CPU threads of a process; all cores by default.", min=1)
+]
 Lora = Annotated[
     list[str] | None,
     _option("--lora", panel=MACHINE, help="LoRA adapters to merge in, PATH or PATH:STRENGTH; may be repeated."),
@@ -71,6 +74,7 @@ Loading = Annotated[
             _parameter_of("lora", Lora, None),
             _parameter_of("quantization", Quantization, None),
             _parameter_of("compile", Compile, False),
+            _parameter_of("threads", Threads, None),
         )
     ),
 ]

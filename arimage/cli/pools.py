@@ -31,8 +31,10 @@ def open_pools(ray: str, cluster: Path | None) -> "tuple[Any, Cluster]":
     pools = None if cluster is None else load_yaml(cluster, Cluster)
     connected = connect(ray)
     if pools is None:
+        import torch
+
         there = connected.cluster_resources()
-        pools = default_cluster(there.get("CPU", 1.0), there.get("GPU", 0.0))
+        pools = default_cluster(there.get("CPU", 1.0), there.get("GPU", 0.0), torch.get_num_threads())
     return connected, pools
 
 

@@ -65,6 +65,7 @@ def serve(
     lora: options.Lora = None,
     quantization: options.Quantization = None,
     compile: options.Compile = False,
+    threads: options.Threads = None,
     ray: options.Ray = None,
     cluster: options.ClusterFile = None,
     quiet: options.Quiet = False,
@@ -105,13 +106,13 @@ def serve(
     }  # fmt: skip
     worker = None
     if ray is None:
-        pipeline = console.load(model, **given)
+        pipeline = console.load(model, threads=threads, **given)
     else:
         import torch
 
         from arimage.server.pools import PoolWorker, ServingStages
 
-        pipeline = console.load(model, device="cpu", lora=lora)
+        pipeline = console.load(model, device="cpu", lora=lora, threads=threads)
         connected, pools = open_pools(ray, cluster)
         stages = ServingStages(for_workers(model, given), torch.get_num_threads())
         worker = PoolWorker(pipeline, queue, connected, stages, pools)

@@ -18,7 +18,7 @@ def train(
     finish: Annotated[
         bool, typer.Option("--finish", help="Take no further step: write the checkpoint of the newest saved state.")
     ] = False,
-    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; all cores by default.", min=1)] = None,
+    threads: options.Threads = None,
 ) -> None:
     """Train a network at a stage; a run that was stopped goes on where it was.
 
@@ -28,14 +28,12 @@ def train(
 
     accelerate launch --config_file configs/accelerate/fsdp2.yaml -m arimage train configs/base/decoder-256.yaml
     """
-    import torch
-
+    from arimage.cli.console import use_threads
     from arimage.training.config import TrainConfig
     from arimage.training.loop import train as run
     from arimage.yaml_files import load_yaml
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     print(run(load_yaml(config, TrainConfig, overrides or []), finish))
 
 
@@ -45,6 +43,7 @@ def prepare(
     overrides: Overrides = None,
     count: Annotated[int, typer.Option("-n", "--count", help="Samples to prepare.", min=1)] = 10_000,
     shard: Annotated[int, typer.Option("--shard", help="Samples of a shard.", min=1)] = 512,
+    threads: options.Threads = None,
     ray: options.Ray = None,
     cluster: options.ClusterFile = None,
     quiet: options.Quiet = False,
@@ -58,7 +57,7 @@ def prepare(
     import os
     from functools import partial
 
-    from arimage.cli.console import Console
+    from arimage.cli.console import Console, use_threads
     from arimage.cli.pools import check_pools, open_pools
     from arimage.files import check_writable
     from arimage.training.cache import INDEX
@@ -68,6 +67,7 @@ def prepare(
 
     check_writable([output / INDEX])
     check_pools(ray, cluster)
+    use_threads(threads)
     process, processes = (int(os.environ.get(name, other)) for name, other in (("RANK", 0), ("WORLD_SIZE", 1)))
     console = Console(quiet or process > 0)
     stage, spread_over = load_yaml(config, TrainConfig, overrides or []), None

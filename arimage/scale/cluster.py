@@ -90,13 +90,19 @@ class Cluster(BaseModel):
         return sum(self.pool(stage).num_gpus * self.pool(stage).most for stage in STAGES)
 
 
-def default_cluster(cpus: float, gpus: float) -> Cluster:
-    """Pools for a cluster of which no more is known: where there are GPUs the first is for everything but diffusion."""
+def default_cluster(cpus: float, gpus: float, threads: int) -> Cluster:
+    """Pools for a cluster of which no more is known.
+
+    Where there are GPUs the first is for everything but diffusion. Without, as many workers of diffusion as CPUs have
+    room for, each with so many ``threads``: the other stages take little time, and share CPUs with them.
+    """
     if gpus >= 2:
         stages: dict[Stage, Pool] = {
             "encode": Pool(num_gpus=0.1), "tokens": Pool(num_gpus=0.8), "pixels": Pool(num_gpus=0.1),
             "diffusion": Pool(actors=int(gpus) - 1, num_gpus=1),
         }  # fmt: skip
     else:
-        stages = {stage: Pool(num_cpus=min(1.0, cpus / len(STAGES)), num_gpus=gpus / len(STAGES)) for stage in STAGES}
+        workers = 1 if gpus else max(1, int(cpus // threads))
+        each = {"num_cpus": min(1.0, cpus / (len(STAGES) - 1 + workers)), "num_gpus": gpus / len(STAGES)}
+        stages = {stage: Pool(actors=workers if stage == "diffusion" else 1, **each) for stage in STAGES}
     return Cluster(stages=stages)
