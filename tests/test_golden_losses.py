@@ -20,11 +20,10 @@ from tests.tiny_assets import write_assets
 ROOT = Path(__file__).parent.parent
 FILE = Path(__file__).parent / "golden_losses.txt"
 STEPS = {
-    "autoencoder": 20, "tokenizer": 20, "autoregressive-256": 20, "autoregressive-quality": 6, "decoder-256": 20,
+    "autoencoder": 14, "tokenizer": 20, "autoregressive-256": 20, "autoregressive-quality": 6, "decoder-256": 20,
     "decoder-512": 4, "decoder-quality": 6,
-}  # fmt: skip
+}  # fmt: skip  # of the autoencoder no more: rounding of processors grows from 0.1 % here to 0.2 at the 18th step
 BATCH = {"tokenizer": 8, "autoregressive-256": 2, "autoregressive-quality": 1}
-TOLERANCE = {"autoencoder": 3e-3}  # 2e-3 of the others; its 18th step differs by 2.2e-3 between processors
 
 
 def first_losses(name: str, folder: Path) -> list[float]:
@@ -79,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_losses_are_those_that_were_frozen(name: str, folder: Path) -> None:
     found, frozen = first_losses(name, folder), golden()[name]
     assert len(found) == len(frozen) == STEPS[name]
-    assert found == pytest.approx(frozen, rel=TOLERANCE.get(name, 2e-3), abs=1e-4)
+    assert found == pytest.approx(frozen, rel=2e-3, abs=1e-4)
 
 
 if __name__ == "__main__":
