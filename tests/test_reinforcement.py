@@ -36,6 +36,7 @@ from arimage.training.reinforcement.pool import RewardFailed, RewardPool
 from arimage.training.reinforcement.rewards import Instruments, Truth, make_reward, text_score
 from arimage.training.reinforcement.tokens import distinct
 from arimage.training.sources import read_prompts
+from decoder.diffusion_decoder import Reference
 from decoder.sampler import ScheduleConfig, flow_schedule, sample_flow
 from decoder.stochastic import StochasticWindow, gaussian_log_prob, transition
 from tests import test_training
@@ -263,6 +264,33 @@ def test_a_group_has_the_decoders_noise_or_its_codes_in_common(start: Path, asse
     noisy_steps = flow.objective.rollout(batch["place"], batch).noisy_steps
     assert len({float(taken.before.flatten()[0]) for taken in noisy_steps if taken.sample == 0}) == 8
     assert len({taken.step for taken in noisy_steps if taken.sample == 0}) == 2
+
+
+@pytest.mark.parametrize("codes", ["picture", "generated"])
+def test_references_of_a_rollout_stand_where_those_of_users_do(
+    codes: str, start: Path, assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moved(reference: Reference, codes: torch.Tensor) -> Reference:
+        return Reference(reference.latents + 1000 * codes[0, 0], reference.codes + 1)
+
+    monkeypatch.setattr("arimage.training.reinforcement.flow.aligned", moved)
+    edits = [{"scenes": {"tasks": {"background": 1}, "sizes": [[64, 64]]}, "assets": str(assets)}]
+    for align in (False, True):
+        options = {"steps": 4, "preview_grid": False, "align_references": align}
+        run = started(
+            rewarded(
+                "flow_grpo", start, assets, tmp_path / f"{align}", data=edits, decoder={"flow_grpo": {"codes": codes}},
+                reinforcement={"options": options},
+            )
+        )  # fmt: skip
+        objective: Any = run.objective
+        batch = run.batches[0].tensors
+        told, given = objective.rollout(batch["place"], batch).batch, objective.encode(batch)
+        assert any(given.references)
+        for shown, before, own in zip(told.references, given.references, told.codes):
+            for one, other in zip(shown, before):
+                assert torch.equal(one.latents, other.latents + 1000 * own[0, 0] * align)
+                assert torch.equal(one.codes, other.codes + align)
 
 
 def test_a_bandit_with_a_known_best_answer_is_learnt(fresh: Path, assets: Path, tmp_path: Path) -> None:

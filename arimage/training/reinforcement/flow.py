@@ -19,6 +19,7 @@ from arimage.checkpoints.checkpoint import Checkpoint
 from arimage.checkpoints.model_config import ModelConfig
 from arimage.data.records import EncodedReference
 from arimage.errors import UsageError
+from arimage.inference.alignment import aligned
 from arimage.inference.engine import stream
 from arimage.training.augmentation import DecoderBatch
 from arimage.training.batches import RolloutPlace
@@ -186,22 +187,30 @@ class FlowPolicyObjective(RewardedObjective, DecoderObjective):
         return self.kept(place, lambda: self.make(self._told(batch), batch["asked"]))
 
     def _told(self, batch: Mapping[str, Any]) -> DecoderBatch:
-        """What the decoder is told about each prompt; its codes are the true picture's, or generated."""
+        """What the decoder is told about each prompt; its codes are the true picture's, or generated, and references
+        stand as users' do."""
         told = self.encode(batch)
-        if self.policy.codes == "picture":
+        if self.policy.codes == "generated":
+            made = [self._generated(*one) for one in zip(batch["asked"], told.references)]
+            told = replace(told, codes=torch.stack(made).to(told.codes))
+        if not self.rewarder.settings_with_references.align_references:
             return told
-        made = []
-        with self.rewarder.networks.use("autoregressive") as model, torch.autocast(self.device.type, enabled=False):
-            for one, references in zip(batch["asked"], told.references):
-                shown = [reference.codes.cpu() for reference in references]
-                vocabulary, settings = self.rewarder.engine.vocabulary, self.rewarder.settings
-                size, preview = target_grid(*one.request.size), settings.preview_grid and not shown
-                prompts = [
-                    build_prompt(vocabulary, text, size, shown, preview=preview) for text in (one.request.prompt, "")
-                ]
-                request = TokenRequest(prompts[0], stream(one.seed, "tokens"), None, prompts[1])
-                made.append(generate_grids(model, [request], settings.tokens, self.num_codes)[0][-1])
-        return replace(told, codes=torch.stack(made).to(told.codes))
+        standing = [
+            [aligned(Reference(one.latents, one.codes), codes) for one in shown]
+            for shown, codes in zip(told.references, told.codes)
+        ]
+        return replace(told, references=[[EncodedReference(one.codes, one.latents) for one in row] for row in standing])
+
+    def _generated(self, one: Asked, references: Sequence[EncodedReference]) -> Tensor:
+        """The visual tokens (h, w) that the autoregressive model draws for a prompt."""
+        shown = [reference.codes.cpu() for reference in references]
+        vocabulary, rewarder = self.rewarder.engine.vocabulary, self.rewarder
+        settings = rewarder.settings_with_references if shown else rewarder.settings
+        size, preview = target_grid(*one.request.size), settings.preview_grid and not shown
+        prompts = [build_prompt(vocabulary, text, size, shown, preview=preview) for text in (one.request.prompt, "")]
+        request = TokenRequest(prompts[0], stream(one.seed, "tokens"), None, prompts[1])
+        with rewarder.networks.use("autoregressive") as model, torch.autocast(self.device.type, enabled=False):
+            return generate_grids(model, [request], settings.tokens, self.num_codes)[0][-1]
 
     def make(self, batch: DecoderBatch, prompts: Sequence[Asked]) -> FlowRollout:
         """Render and judge a group of pictures for each prompt."""
