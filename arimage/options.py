@@ -76,6 +76,7 @@ class Option:
         setting: its name in the settings of its half, where it has another there.
         idle: what leaves it without effect.
         tasks: the calls and commands that take it.
+        of_models: a checkpoint may bring a default of its own.
         not_with_references: why it cannot be given where there are references.
         name, type, choices, optional: read from the entry's name and type.
     """
@@ -88,6 +89,7 @@ class Option:
     setting: str = ""
     idle: NoEffect | None = None
     tasks: tuple[Task, ...] = TASKS
+    of_models: bool = False
     not_with_references: str = ""
     name: str = ""
     type: Any = None
@@ -113,7 +115,8 @@ class Option:
         if self.default is None or self.default == "":
             return ""
         others = "".join(f", {_shown(value)} at {tier}" for tier, value in self.tiers.items())
-        return _shown(self.default) + others + (", or the model's own" if self.half == "tokens" else "")
+        own = ", or the model's own" if self.name in options_of_models() else ""
+        return _shown(self.default) + others + own
 
     def at(self, tier: Tier) -> Any:
         """The value at a tier."""
@@ -232,6 +235,17 @@ class SamplingOptions(TypedDict, total=False):
             half="diffusion",
             range=Range("(0, inf)"),
             tiers={"fast": 0.7},
+        ),
+    ]
+    sigma_min: Annotated[
+        float,
+        Option(
+            "Noise level below which no step begins: the last one goes from there to the clean picture, for a decoder "
+            "that has seen little of low noise",
+            default=0.0,
+            half="diffusion",
+            range=Range("[0, 1)"),
+            of_models=True,
         ),
     ]
     dynamic_thresholding: Annotated[
@@ -370,9 +384,9 @@ def options_of(task: Task) -> list[Option]:
     return [option for option in OPTIONS.values() if task in option.tasks]
 
 
-def names_of(half: Phase) -> list[str]:
-    """The options of one half of the model. Those of the tokens are what a checkpoint may bring defaults for."""
-    return [option.name for option in OPTIONS.values() if option.half == half]
+def options_of_models() -> list[str]:
+    """What a checkpoint may bring defaults for: the options of the tokens, and a few others."""
+    return [option.name for option in OPTIONS.values() if option.of_models or option.half == "tokens"]
 
 
 def refuse_misplaced(given: Iterable[str], task: Task, references: bool) -> None:

@@ -70,6 +70,7 @@ class DecoderSettings:
             (Kynkäänniemi et al. 2024, arXiv:2404.07724).
         solver: see :func:`decoder.sampler.sample_flow`.
         schedule_power: above 0, see :func:`decoder.sampler.flow_schedule`.
+        sigma_min: in [0, 1), likewise.
         dynamic_thresholding: percentile in (0, 1], or None.
         strength: in (0, 1]; below 1 sampling starts from ``start_latents``.
         batch_branches: run both branches of guidance in one batch; by default on a GPU only, where it pays.
@@ -80,6 +81,7 @@ class DecoderSettings:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     solver: Solver = "euler"
     schedule_power: float = 1.0
+    sigma_min: float = 0.0
     dynamic_thresholding: float | None = None
     strength: float = 1.0
     batch_branches: bool | None = field(default=None)
@@ -96,6 +98,8 @@ class DecoderSettings:
             raise ValueError(f"solver must be one of {', '.join(get_args(Solver))}, got {self.solver!r}")
         if not 0 < self.schedule_power < math.inf:
             raise ValueError(f"schedule_power must be above 0 and finite, got {self.schedule_power}")
+        if not 0 <= self.sigma_min < 1:
+            raise ValueError(f"sigma_min must lie in [0, 1), got {self.sigma_min}")
         if self.dynamic_thresholding is not None and not 0 < self.dynamic_thresholding <= 1:
             raise ValueError(f"dynamic_thresholding must lie in (0, 1], got {self.dynamic_thresholding}")
         if not 0 < self.strength <= 1:
@@ -134,7 +138,12 @@ class DiffusionDecoder:
             raise ValueError("strength below 1 needs start_latents in every request")
         sequence_length = height * width * DIT_TOKENS_PER_SIDE**2
         schedule = flow_schedule(
-            settings.steps, sequence_length, self.schedule, settings.strength, settings.schedule_power
+            settings.steps,
+            sequence_length,
+            self.schedule,
+            settings.strength,
+            settings.schedule_power,
+            settings.sigma_min,
         )
         velocity = _GuidedVelocity(self.transformer, requests, settings, schedule)
         device = self.transformer.device

@@ -77,7 +77,12 @@ def shift_sigma(sigma: Tensor, mu: float) -> Tensor:
 
 
 def flow_schedule(
-    steps: int, sequence_length: int, config: ScheduleConfig, strength: float = 1.0, power: float = 1.0
+    steps: int,
+    sequence_length: int,
+    config: ScheduleConfig,
+    strength: float = 1.0,
+    power: float = 1.0,
+    sigma_min: float = 0.0,
 ) -> Schedule:
     """The schedule of a picture of ``sequence_length`` DiT tokens.
 
@@ -90,9 +95,11 @@ def flow_schedule(
             is less than a step, one step is taken, from that level of noise.
         power: above 0; below 1 steps are closer together at high noise, where the picture is decided, and wider apart
             at low noise. At 1 they are even, as upstream.
+        sigma_min: in [0, 1); steps that would begin at less noise are left out, and the last one that is taken goes all
+            the way to the clean picture. The first step is always taken.
 
     Raises:
-        ValueError: steps, strength or power out of range.
+        ValueError: steps, strength, power or sigma_min out of range.
     """
     if not 1 <= steps <= config.num_train_timesteps:
         raise ValueError(f"steps must lie in 1..{config.num_train_timesteps}, got {steps}")
@@ -100,6 +107,8 @@ def flow_schedule(
         raise ValueError(f"strength must lie in (0, 1], got {strength}")
     if not power > 0:
         raise ValueError(f"power must be above 0, got {power}")
+    if not 0 <= sigma_min < 1:
+        raise ValueError(f"sigma_min must lie in [0, 1), got {sigma_min}")
     timesteps = np.linspace(config.num_train_timesteps, 1.0, steps + 1)[:-1][-max(1, round(steps * strength)) :]
     if steps * strength < 1:
         timesteps = np.array([max(1.0, config.num_train_timesteps * strength)])
@@ -107,6 +116,8 @@ def flow_schedule(
         timesteps = timesteps[0] * (timesteps / timesteps[0]) ** power
     levels = torch.from_numpy(_distinct(timesteps.astype(np.int64)).astype(np.float32))
     sigmas = shift_sigma(levels / config.num_train_timesteps, config.shift(sequence_length))
+    taken = max(1, int((sigmas >= sigma_min).sum()))
+    sigmas, levels = sigmas[:taken], levels[:taken]
     return Schedule(torch.cat([sigmas, torch.zeros(1)]), levels - 1)
 
 

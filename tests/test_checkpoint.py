@@ -412,7 +412,7 @@ def test_sizes_are_those_that_the_configurations_promise():
     assert 17e9 < total["glm-image-9b"] < 18e9
 
 
-def test_a_folder_may_say_how_its_tokens_are_best_drawn(tmp_path):
+def test_a_folder_may_say_how_it_is_best_sampled(tmp_path):
     """The model's own sampling stands where a call says nothing; a wrong name is an error that names the file."""
     source = tiny_folder(tmp_path / "plain")
     assert Checkpoint.open(source).sampling == {}
@@ -422,14 +422,23 @@ def test_a_folder_may_say_how_its_tokens_are_best_drawn(tmp_path):
         {},
         tmp_path / "own",
         name="own",
-        sampling={"temperature": 0.5, "token_guidance": 2.0, "preview_grid": False, "with_references": unguided},
+        sampling={
+            "temperature": 0.5,
+            "token_guidance": 2.0,
+            "preview_grid": False,
+            "sigma_min": 0.3,
+            "with_references": unguided,
+        },
     )
     assert Checkpoint.open(path).name == "own"
     pipeline = load(path)
     first = pipeline.generate("a", size=64, steps=1, seed=1)[0]
     made = first.recipe.settings
     assert (made["temperature"], made["token_guidance"], made["top_p"]) == (0.5, 2.0, 0.75)
-    assert (made["preview_grid"], first.preview_codes) == (False, None)
+    assert (made["preview_grid"], made["sigma_min"], first.preview_codes) == (False, 0.3, None)
+    steps: list[int] = []
+    pipeline.generate("a", size=64, steps=10, seed=1, on_progress=lambda one: steps.append(one.total))
+    assert steps[-1] == 6, "0.30 is the sixth level of 64 px, and 0.23 the next"
     asked = pipeline.generate("a", size=64, steps=1, seed=1, temperature=0, preview_grid=True)[0]
     assert asked.recipe.settings["temperature"] == 0
     assert asked.preview_codes.shape == (16, 16)
@@ -480,6 +489,8 @@ def test_sampling_defaults_of_pictures_with_references_stand_by_themselves():
         "top_k=0.5",
         "top_p=much",
         "top_p",
+        "sigma_min=1",
+        "steps=5",
         "other=1",
     ],
 )

@@ -360,6 +360,7 @@ OPTIONS = [
     ("--guidance-interval", "0.2 0.7", "guidance_interval", [0.2, 0.7]),
     ("--solver", "ab2", "solver", "ab2"),
     ("--schedule-power", "0.8", "schedule_power", 0.8),
+    ("--sigma-min", "0.4", "sigma_min", 0.4),
     ("--dynamic-thresholding", "0.5", "dynamic_thresholding", 0.5),
     ("--negative-text", "HI", "negative_text", "HI"),
     ("--temperature", "0.5", "temperature", 0.5),

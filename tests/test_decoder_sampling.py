@@ -94,6 +94,22 @@ def test_no_level_comes_twice_and_none_lies_below_the_first_timestep(counts, str
     assert (schedule.sigmas.diff() < 0).all()
 
 
+@pytest.mark.parametrize("power", [1.0, 0.7])
+def test_no_step_begins_below_sigma_min_and_the_last_one_ends_clean(power):
+    whole = flow_schedule(50, 256, CONFIG, power=power)
+    least = float(whole.sigmas[30])
+    early = flow_schedule(50, 256, CONFIG, power=power, sigma_min=least)
+    assert torch.equal(early.sigmas, torch.cat([whole.sigmas[:31], torch.zeros(1)]))
+    assert torch.equal(early.timesteps, whole.timesteps[:31])
+    assert flow_schedule(50, 256, CONFIG, power=power, sigma_min=least + 1e-6).steps == 30
+    drafted = flow_schedule(50, 256, CONFIG, strength=0.1, power=power)
+    one = flow_schedule(50, 256, CONFIG, strength=0.1, power=power, sigma_min=0.9)
+    assert one.sigmas.tolist() == [float(drafted.sigmas[0]), 0.0], "the first step is taken whatever it begins at"
+    for wrong in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="sigma_min"):
+            flow_schedule(50, 256, CONFIG, sigma_min=wrong)
+
+
 def test_levels_that_differ_already_are_left_alone():
     early = flow_schedule(8, 256, CONFIG, power=0.7)
     assert (early.timesteps + 1).tolist() == [int(1000 * (t / 1000) ** 0.7) for t in np.linspace(1000, 1, 9)[:-1]]
@@ -270,6 +286,7 @@ def test_dynamic_thresholding_bounds_estimates_and_leaves_ordinary_ones_alone():
         ({"steps": 0}, "steps"), ({"guidance": 0.5}, "guidance"),
         ({"guidance_interval": (0.8, 0.2)}, "guidance_interval"), ({"solver": "heun"}, "solver"),
         ({"schedule_power": 0.0}, "schedule_power"), ({"schedule_power": float("inf")}, "schedule_power"),
+        ({"sigma_min": 1.0}, "sigma_min"), ({"sigma_min": -0.1}, "sigma_min"),
         ({"dynamic_thresholding": 0.0}, "dynamic_thresholding"), ({"strength": 0.0}, "strength"),
     ],
 )  # fmt: skip

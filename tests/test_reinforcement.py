@@ -612,6 +612,10 @@ def test_wrong_stages_are_named(
 
 
 def test_what_cannot_be_rolled_out_is_refused(start: Path, assets: Path, tmp_path: Path) -> None:
+    early = rewarded("flow_grpo", start, assets, tmp_path, reinforcement={"options": {"steps": 8, "sigma_min": 0.8}})
+    run = started(early)
+    with pytest.raises(UsageError, match=r"sigma_min=0.8 leaves 1 of 8 steps"):
+        run.objective(run.batches[0].tensors)
     short = rewarded("flow_grpo", start, assets, tmp_path, reinforcement={"options": {"steps": 2}})
     with pytest.raises(UsageError, match=r"a window of 2 steps does not fit into 0.5 of 2 steps"):
         Run(short)

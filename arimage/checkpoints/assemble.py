@@ -44,7 +44,7 @@ def assemble(
         parts: folders by network: ``semantic_tokenizer``, ``autoregressive``, ``transformer``, ``glyph_encoder``,
             ``autoencoder`` (with its latents' statistics).
         name: what to call the model; that of ``base`` by default.
-        sampling: how its tokens are best drawn, where it differs from what ``base`` says.
+        sampling: how it is best sampled, where it differs from what ``base`` says.
 
     Raises:
         UsageError: a network is not known.

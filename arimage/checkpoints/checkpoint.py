@@ -39,7 +39,7 @@ from arimage.checkpoints.text_tokenizer import TextTokenizer
 from arimage.checkpoints.weights import WeightFiles, fill, visible, write_weights
 from arimage.errors import CheckpointError, nearest
 from arimage.files import replaced_when_whole
-from arimage.options import WITH_REFERENCES, names_of
+from arimage.options import WITH_REFERENCES, options_of_models
 from backends.private import unfilled
 from decoder.autoencoder import Autoencoder
 from decoder.glyph import GlyphEncoder
@@ -97,14 +97,14 @@ class Checkpoint:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """How this model's tokens are best drawn (``temperature``, ``top_p``, ...), where it differs from the format;
+        """How this model is best sampled (``temperature``, ``top_p``, ...), where it differs from the format;
         under ``with_references`` what differs once more for pictures with references.
 
         Raises:
-            CheckpointError: it names something else than the options of visual tokens (:mod:`arimage.options`).
+            CheckpointError: it names something else than :func:`arimage.options.options_of_models`.
         """
         given = dict((self._index.get(OUR_KEY) or {}).get("sampling") or {})
-        allowed = names_of("tokens")
+        allowed = options_of_models()
         for option in (*(name for name in given if name != WITH_REFERENCES), *given.get(WITH_REFERENCES, ())):
             if option not in allowed:
                 raise CheckpointError(
@@ -205,7 +205,7 @@ def save_checkpoint(
         tokenizer: the contents of ``tokenizer.json``.
         random: the weights were never trained; pictures will say so.
         name: what to call the model.
-        sampling: how its tokens are best drawn, see :attr:`Checkpoint.sampling`.
+        sampling: how it is best sampled, see :attr:`Checkpoint.sampling`.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape than the configuration says.

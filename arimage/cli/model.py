@@ -80,7 +80,7 @@ def assemble(
         list[str] | None,
         typer.Option(
             "--sampling",
-            help="How its tokens are best drawn, if not as in BASE: temperature=0.7, with_references.top_p=1; repeats.",
+            help="How it is best sampled, if not as in BASE: temperature=0.7, with_references.top_p=1; repeats.",
         ),
     ] = None,
 ) -> None:
@@ -115,7 +115,7 @@ def _sampling(given: list[str]) -> dict[str, Any] | None:
         UsageError: a name or a value is wrong.
     """
     from arimage.errors import UsageError, nearest
-    from arimage.options import OPTIONS, WITH_REFERENCES, names_of
+    from arimage.options import OPTIONS, WITH_REFERENCES, options_of_models
 
     found: dict[str, Any] = {}
     for text in given:
@@ -124,8 +124,8 @@ def _sampling(given: list[str]) -> dict[str, Any] | None:
         if name.startswith(f"{WITH_REFERENCES}."):
             name = name.removeprefix(f"{WITH_REFERENCES}.")
             chosen = found.setdefault(WITH_REFERENCES, {})
-        if name not in names_of("tokens"):
-            raise UsageError(f"--sampling: there is no {name!r}{nearest(name, names_of('tokens'))}")
+        if name not in options_of_models():
+            raise UsageError(f"--sampling: there is no {name!r}{nearest(name, options_of_models())}")
         try:
             chosen[name] = OPTIONS[name].parsed(value)
         except UsageError as error:

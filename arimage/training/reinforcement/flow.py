@@ -218,8 +218,17 @@ class FlowPolicyObjective(RewardedObjective, DecoderObjective):
         since = time.perf_counter()
         height, width = batch.codes.shape[1:]
         schedule = flow_schedule(
-            sampling.steps, height * width * DIT_TOKENS_PER_SIDE**2, self.schedule, power=sampling.schedule_power
+            sampling.steps,
+            height * width * DIT_TOKENS_PER_SIDE**2,
+            self.schedule,
+            power=sampling.schedule_power,
+            sigma_min=sampling.sigma_min,
         )
+        if self.first_steps[-1] + self.policy.window > schedule.steps:
+            raise UsageError(
+                f"decoder.flow_grpo: sigma_min={sampling.sigma_min:g} leaves {schedule.steps} of {sampling.steps} "
+                "steps, in which the window does not lie everywhere; give a smaller window_until or sigma_min"
+            )
         decoder = DiffusionDecoder(self.transformer, self.schedule)
         glyphs, mask = self._glyphs(batch.glyph_texts)
         negative, shown = self._glyphs([self._negative()])
