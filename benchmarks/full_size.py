@@ -37,7 +37,7 @@ from PIL import Image
 from speed import (
     PARTS,
     PROMPT,
-    SAME_TOKENS,
+    AS_UPSTREAM,
     Times,
     alternate,
     medians,
@@ -183,7 +183,7 @@ class Bench:
         def once() -> Times:
             if side == "upstream":
                 return run_upstream(self.upstream, case, steps, guidance, self.clock)
-            options = SAME_TOKENS | {"guidance": guidance} | ({} if case.references else {"preview_grid": True})
+            options = AS_UPSTREAM | {"guidance": guidance} | ({} if case.references else {"preview_grid": True})
             return run_ours(self.ours, case.size, steps, case.batch, case.photos(), options, self.clock)
 
         def watched() -> Times:

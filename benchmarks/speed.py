@@ -1,8 +1,8 @@
 """Unmodified upstream and ours on the same weights, prompts, sizes, steps and threads, in one process.
 
 Runs alternate, so that a machine that drifts drifts for both; medians, spread and ratio are printed, JSON is written.
-``ours`` does upstream's work (preview grid, one row of tokens); with ``--fast`` ours at tier ``fast`` with the
-checkpoint's own way of drawing tokens is measured beside it, whatever steps upstream takes.
+``ours`` does upstream's work (preview grid, one row of tokens, all steps); with ``--fast`` ours in the checkpoint's own
+way, at both tiers, is measured beside it (``fast`` whatever steps upstream takes).
 Needs the environment of ``make interop`` (upstream's editing works with transformers 5.17 only):
 
     make bench
@@ -31,7 +31,10 @@ from arimage.checkpoints.model_config import ModelConfig
 
 PARTS = ("references", "prompt", "tokens", "diffusion", "autoencoder", "other")
 PROMPT = "a fox on a blue background"
-SAME_TOKENS = {"token_guidance": 1.0, "temperature": 0.9, "top_p": 0.75}
+# Whatever the checkpoint's own way is.
+AS_UPSTREAM = {
+    "token_guidance": 1.0, "temperature": 0.9, "top_p": 0.75, "draft_side": 0, "align_references": False, "sigma_min": 0.0,
+}  # fmt: skip
 Times = dict[str, float]
 
 
@@ -187,7 +190,7 @@ def picture_memory(folder: Path, size: int, sides: Sequence[str]) -> dict[str, f
     )
     pictures = {
         "upstream": "speed.run_upstream(speed.open_upstream(folder), size, 2, 1, [])",
-        "ours": "options = speed.SAME_TOKENS | {'preview_grid': True}\n"
+        "ours": "options = speed.AS_UPSTREAM | {'preview_grid': True}\n"
         "speed.run_ours(arimage.load(folder), size, 2, 1, [], options)",
     }
     return {side: cold(start + pictures[side])[1] for side in sides}
@@ -305,7 +308,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--curve", nargs="+", help="size, batch or references, then the values")
     parser.add_argument("--one-by-one", action="store_true", help="also ours with a pass for each token")
-    parser.add_argument("--fast", action="store_true", help="also ours at tier fast, against upstream's defaults")
+    parser.add_argument("--fast", action="store_true", help="also ours in the checkpoint's own way, at both tiers")
     parser.add_argument("--ours-only", action="store_true", help="where upstream cannot run")
     parser.add_argument("-o", "--output", type=Path, default=Path("speed.json"))
     given = parser.parse_args()
@@ -338,12 +341,13 @@ def main() -> None:
         runs: dict[str, Callable[[], Times]] = {}
         if upstream is not None:
             runs["upstream"] = lambda s=size, c=count, p=photos: run_upstream(upstream, s, given.steps, c, p)  # type: ignore[misc]
-        runs["ours"] = ours_with(size, count, photos, SAME_TOKENS | ({} if photos else {"preview_grid": True}))
+        runs["ours"] = ours_with(size, count, photos, AS_UPSTREAM | ({} if photos else {"preview_grid": True}))
         if given.one_by_one:
             runs["ours, one by one"] = one_by_one(runs["ours"])
         if given.fast:
             from arimage.options import TIERS
 
+            runs["ours, own way"] = ours_with(size, count, photos, {})
             runs["ours, fast"] = ours_with(size, count, photos, TIERS["fast"])
         table = report(f"{axis} {value}, {given.steps} steps", alternate(runs, given.repeats))
         done = work(ours.checkpoint.config, size, preview=not photos, reference_keys=shown * (size // 16) ** 2)

@@ -137,7 +137,7 @@ def test_the_parts_of_a_picture_add_up_on_both_sides(run):
 
 def test_our_prompt_is_not_counted_among_the_tokens(pipeline):
     """By a clock that ticks when it is read: around the call, its tokens, the prompt within them, two other parts."""
-    times = speed.run_ours(pipeline, 64, 1, 1, [], speed.SAME_TOKENS, itertools.count().__next__)
+    times = speed.run_ours(pipeline, 64, 1, 1, [], speed.AS_UPSTREAM, itertools.count().__next__)
     assert times == {"prompt": 1, "tokens": 2, "diffusion": 1, "autoencoder": 1, "other": 4, "whole": 9}
 
 
