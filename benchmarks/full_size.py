@@ -35,9 +35,9 @@ import transformers
 from drawn_model import DrawnCheckpoint, check_alive, load_all, open_upstream, write_folder
 from PIL import Image
 from speed import (
+    AS_UPSTREAM,
     PARTS,
     PROMPT,
-    AS_UPSTREAM,
     Times,
     alternate,
     medians,

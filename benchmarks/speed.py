@@ -33,7 +33,8 @@ PARTS = ("references", "prompt", "tokens", "diffusion", "autoencoder", "other")
 PROMPT = "a fox on a blue background"
 # Whatever the checkpoint's own way is.
 AS_UPSTREAM = {
-    "token_guidance": 1.0, "temperature": 0.9, "top_p": 0.75, "draft_side": 0, "align_references": False, "sigma_min": 0.0,
+    "token_guidance": 1.0, "temperature": 0.9, "top_p": 0.75, "draft_side": 0, "align_references": False,
+    "sigma_min": 0.0,
 }  # fmt: skip
 Times = dict[str, float]
 
