@@ -342,6 +342,17 @@ def test_noise_levels_are_those_of_the_sampler_and_rise_with_size() -> None:
     assert {int(t) for t in told} <= set(range(1000))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_a_share_of_the_noise_levels_is_even(share: float) -> None:
+    normal = torch.special.ndtri((torch.arange(20000) + 0.5) / 20000)
+    settings = stage_settings().model_copy(update={"noise_mean": 1.0, "noise_deviation": 1.2, "noise_uniform": share})
+    told = (training_levels(normal, 256, ScheduleConfig(), settings)[1] + 1) / 1000
+    plain = torch.special.ndtr((torch.logit(torch.tensor([0.2, 0.5, 0.8, 0.95])) - 1) / 1.2)
+    for level, below in zip((0.2, 0.5, 0.8, 0.95), plain.tolist()):
+        wanted = share * level + (1 - share) * below
+        assert float((told <= level).float().mean()) == pytest.approx(wanted, abs=2e-3)
+
+
 @pytest.mark.parametrize("shows", ["picture", "blank"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_so_many_pictures_begin_with_a_preview(

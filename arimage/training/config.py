@@ -298,6 +298,9 @@ class DecoderTraining(_Strict):
 
     Attributes:
         noise_mean, noise_deviation: of the logit-normal noise levels before the shift.
+        noise_uniform: share of the samples whose noise levels are even instead, so that every level is seen. A mean of
+            1 and a deviation of 1.2 leave 2 % of the samples below 0.2: many steps down there then roughen a picture
+            (``sigma_min`` leaves them out).
         uncond_prob: share of samples without visual tokens, glyphs and references (the unconditional branch).
         drop_prior, drop_glyphs, drop_references: shares that lose one of them alone.
         corrupt: share of samples whose visual tokens are corrupted; of those, up to ``corrupt_share`` of the tokens
@@ -327,6 +330,7 @@ class DecoderTraining(_Strict):
 
     noise_mean: float = 0.0
     noise_deviation: float = Field(1.0, gt=0)
+    noise_uniform: float = Field(0.0, ge=0, le=1)
     uncond_prob: float = Field(0.1, ge=0, le=1)
     drop_prior: float = Field(0.02, ge=0, le=1)
     drop_glyphs: float = Field(0.02, ge=0, le=1)

@@ -56,10 +56,20 @@ def training_levels(
     Returns:
         Shifted noise levels sigma in (0, 1], and the timesteps that the network is told, both (B,).
     """
-    logits = settings.noise_mean + settings.noise_deviation * normal
     steps = schedule.num_train_timesteps
-    levels = (torch.sigmoid(logits) * steps).ceil().clamp(1, steps)
+    levels = (_unshifted(normal, settings) * steps).ceil().clamp(1, steps)
     return shift_sigma(levels / steps, schedule.shift(sequence_length)), levels - 1
+
+
+def _unshifted(normal: Tensor, settings: DecoderTraining) -> Tensor:
+    """Noise levels in (0, 1), logit-normal or even, before the shift."""
+    share = settings.noise_uniform
+    if share:  # of the quantiles the lowest are spread evenly, the others are normal again
+        quantile = torch.special.ndtr(normal)
+        rest = (quantile - share) / max(1 - share, 1e-6)
+        normal = torch.special.ndtri(rest.clamp(1e-6, 1 - 1e-6))
+    drawn = torch.sigmoid(settings.noise_mean + settings.noise_deviation * normal)
+    return torch.where(quantile < share, quantile / share, drawn) if share else drawn
 
 
 class DecoderObjective(Objective):
