@@ -76,7 +76,7 @@ class Option:
         setting: its name in the settings of its half, where it has another there.
         idle: what leaves it without effect.
         tasks: the calls and commands that take it.
-        of_models: a checkpoint may bring a default of its own.
+        of_models: a checkpoint may bring a default of its own, as it may for all options of the tokens.
         not_with_references: why it cannot be given where there are references.
         name, type, choices, optional: read from the entry's name and type.
     """
@@ -115,8 +115,12 @@ class Option:
         if self.default is None or self.default == "":
             return ""
         others = "".join(f", {_shown(value)} at {tier}" for tier, value in self.tiers.items())
-        own = ", or the model's own" if self.name in options_of_models() else ""
-        return _shown(self.default) + others + own
+        return _shown(self.default) + others + (", or the model's own" if self.for_models else "")
+
+    @property
+    def for_models(self) -> bool:
+        """Whether a checkpoint may bring a default of its own."""
+        return self.of_models or self.half == "tokens"
 
     def at(self, tier: Tier) -> Any:
         """The value at a tier."""
@@ -386,7 +390,7 @@ def options_of(task: Task) -> list[Option]:
 
 def options_of_models() -> list[str]:
     """What a checkpoint may bring defaults for: the options of the tokens, and a few others."""
-    return [option.name for option in OPTIONS.values() if option.of_models or option.half == "tokens"]
+    return [option.name for option in OPTIONS.values() if option.for_models]
 
 
 def refuse_misplaced(given: Iterable[str], task: Task, references: bool) -> None:

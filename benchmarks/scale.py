@@ -219,8 +219,10 @@ def model(options: argparse.Namespace) -> dict[str, Any]:
     """
     cores = os.cpu_count() or 1
     several = max(1, cores // options.threads)
-    ways = {"one process": (1, cores, ()), "apart": (several, options.threads, ())} | {
-        "ray": (1, options.threads, ("--ray", "local"))
+    ways: dict[str, tuple[int, int, tuple[str, ...]]] = {
+        "one process": (1, cores, ()),
+        "apart": (several, options.threads, ()),
+        "ray": (1, options.threads, ("--ray", "local")),
     }
     found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     pictures: dict[str, list[str]] = {}

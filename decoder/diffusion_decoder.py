@@ -113,6 +113,17 @@ class DiffusionDecoder:
         self.transformer = transformer
         self.schedule = schedule
 
+    def schedule_of(self, settings: DecoderSettings, height: int, width: int) -> Schedule:
+        """The noise levels of pictures of (height, width) codes."""
+        return flow_schedule(
+            settings.steps,
+            height * width * DIT_TOKENS_PER_SIDE**2,
+            self.schedule,
+            settings.strength,
+            settings.schedule_power,
+            settings.sigma_min,
+        )
+
     @torch.no_grad()
     def sample(
         self,
@@ -136,15 +147,7 @@ class DiffusionDecoder:
             raise ValueError("the pictures of one call must have the same grid; sample others in another call")
         if settings.strength < 1 and any(request.start_latents is None for request in requests):
             raise ValueError("strength below 1 needs start_latents in every request")
-        sequence_length = height * width * DIT_TOKENS_PER_SIDE**2
-        schedule = flow_schedule(
-            settings.steps,
-            sequence_length,
-            self.schedule,
-            settings.strength,
-            settings.schedule_power,
-            settings.sigma_min,
-        )
+        schedule = self.schedule_of(settings, height, width)
         velocity = _GuidedVelocity(self.transformer, requests, settings, schedule)
         device = self.transformer.device
         latents = sample_flow(

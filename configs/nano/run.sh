@@ -65,8 +65,8 @@ train decoder-quality "$rendered/checkpoint" steps=1 batch_size=1 decoder.noise_
 rm -rf "$WORK/nano"
 $ARIMAGE assemble "$WORK/decoder-quality/checkpoint" autoregressive="$WORK/autoregressive-quality/checkpoint" \
   --name arimage-nano --sampling temperature=0.7 --sampling top_p=0.9 --sampling preview_grid=false \
-  --sampling draft_side=256 --sampling draft_strength=0.1 --sampling sigma_min=0.25 --sampling with_references.draft_strength=0.2 \
-  --sampling with_references.align_references=true -o "$WORK/nano"
+  --sampling draft_side=256 --sampling draft_strength=0.1 --sampling sigma_min=0.25 \
+  --sampling with_references.draft_strength=0.2 --sampling with_references.align_references=true -o "$WORK/nano"
 steps=()
 [ "$BUDGET" = toy ] && steps=(--steps 4)
 $ARIMAGE generate "a fox on a blue background" --model "$WORK/nano" --size 256 --seed 1 ${steps[@]+"${steps[@]}"} \

@@ -32,9 +32,9 @@ from arimage.training.reinforcement.policy import advantages, clipped_loss, gaus
 from arimage.training.reinforcement.reference import StartingModel, with_fixed_glyphs
 from arimage.training.reinforcement.rollout import Asked, RewardedObjective, Rewarder, asked, whole_weights
 from decoder.diffusion_decoder import DecodeRequest, DiffusionDecoder, Reference
-from decoder.sampler import Schedule, StepState, flow_schedule
+from decoder.sampler import Schedule, StepState
 from decoder.stochastic import StochasticWindow, gaussian_log_prob, transition
-from decoder.transformer import DIT_TOKENS_PER_SIDE, DiffusionTransformer
+from decoder.transformer import DiffusionTransformer
 from tokenizer.pixels import picture as as_picture
 
 START, STEPS, PLACE = range(100, 103)
@@ -217,19 +217,13 @@ class FlowPolicyObjective(RewardedObjective, DecoderObjective):
         group, names, sampling = self.rewarded.group, self.rewarder.learnt, self.sampling
         since = time.perf_counter()
         height, width = batch.codes.shape[1:]
-        schedule = flow_schedule(
-            sampling.steps,
-            height * width * DIT_TOKENS_PER_SIDE**2,
-            self.schedule,
-            power=sampling.schedule_power,
-            sigma_min=sampling.sigma_min,
-        )
+        decoder = DiffusionDecoder(self.transformer, self.schedule)
+        schedule = decoder.schedule_of(sampling, height, width)
         if self.first_steps[-1] + self.policy.window > schedule.steps:
             raise UsageError(
                 f"decoder.flow_grpo: sigma_min={sampling.sigma_min:g} leaves {schedule.steps} of {sampling.steps} "
                 "steps, in which the window does not lie everywhere; give a smaller window_until or sigma_min"
             )
-        decoder = DiffusionDecoder(self.transformer, self.schedule)
         glyphs, mask = self._glyphs(batch.glyph_texts)
         negative, shown = self._glyphs([self._negative()])
         noisy_steps: list[NoisyStep] = []
